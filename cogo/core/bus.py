@@ -1,0 +1,376 @@
+"""The bus from Python: one method per SQL function, plus waiting for results.
+
+Policy is in sql/functions; this file only carries arguments and turns error states into errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+import anyio
+import msgspec
+import psycopg
+
+from . import telemetry
+from .db import Connection, Database, translated
+from .errors import (
+    IdempotencyConflict,
+    Invalid,
+    MessageState,
+    MessageUnknown,
+    ResultInvalid,
+    ResultPending,
+)
+from .model import Lane, Message, Outcome, Result, RoutingKey, Status
+
+_ENCODER = msgspec.json.Encoder()
+_BULK = 5_000
+_ABSURD_NUL = "\\u0000"
+
+ENQUEUE = "SELECT id, created FROM cogo.enqueue(%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
+ENQUEUE_MANY = """
+INSERT INTO public.agent_messages (service, role, shard, tenant, payload, priority)
+SELECT %s, %s, %s, %s, p.payload::jsonb, %s FROM unnest(%s::text[]) WITH ORDINALITY AS p(payload, n)
+ORDER BY p.n RETURNING id
+"""
+CLAIM = "SELECT * FROM cogo.claim(%s, %s, %s, %s, %s, %s, %s)"
+FINISH = """
+SELECT id, status FROM cogo.finish(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[],
+  %s::text[], %s::bigint[], %s::text[], %s::jsonb, %s::jsonb)
+"""
+RESULT = """
+SELECT id, status, result_snippet AS snippet, result_url AS url, error, attempts, trace_id, created_at, done_at
+FROM public.agent_messages WHERE id = %s
+"""
+
+
+class Wakeups(Protocol):
+    """What a waiter needs of a listener: an event that fires when this message changes."""
+
+    def result_event(self, message_id: int) -> Any: ...
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """A piece of progress or of a streamed answer; `n` counts from 1 within a message."""
+
+    n: int
+    kind: str
+    data: Any
+
+
+def encode_jsonb(value: Any) -> str:
+    """JSON text that jsonb takes. Raises ResultInvalid for NUL, lone surrogates and the unencodable."""
+    try:
+        text = _ENCODER.encode(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ResultInvalid(f"not JSON: {error}") from error
+    if _ABSURD_NUL in text and _has_nul(msgspec.json.decode(text)):
+        raise ResultInvalid("a string contains the NUL character, which Postgres cannot store in jsonb")
+    return text
+
+
+def _has_nul(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\x00" in value
+    if isinstance(value, dict):
+        return any(_has_nul(part) for pair in value.items() for part in pair)
+    return isinstance(value, list) and any(map(_has_nul, value))
+
+
+def check_key(text: str | None) -> str | None:
+    """An idempotency key has 1..255 characters and no NUL."""
+    if text is not None and (not 1 <= len(text) <= 255 or "\x00" in text):
+        raise Invalid("an idempotency key has 1 to 255 characters")
+    return text
+
+
+async def enqueue(
+    conn: psycopg.AsyncConnection[Any],
+    key: str | RoutingKey,
+    payload: Any,
+    *,
+    idempotency_key: str | None = None,
+    traceparent: str | None = None,
+    ttl_ms: int | None = None,
+    priority: int = 2,
+) -> tuple[int, bool]:
+    """Insert one message on the caller's own connection, inside its transaction if it has one.
+
+    Returns (id, created); created is False when the same key came with the same body before.
+    Raises IdempotencyConflict, RoutingInvalid, ResultInvalid.
+    """
+    to = RoutingKey.parse(key) if isinstance(key, str) else key
+    if not 0 <= priority <= 3:
+        raise Invalid("priority is 0 (first) to 3 (last)")
+    args = (to.service, to.role, to.shard, to.tenant, encode_jsonb(payload), check_key(idempotency_key),
+            traceparent or telemetry.new_traceparent(), ttl_ms, priority)  # fmt: skip
+    try:
+        cursor = await conn.cursor(row_factory=psycopg.rows.tuple_row).execute(ENQUEUE, args)
+    except psycopg.Error as error:
+        if error.sqlstate == "CG409":
+            raise IdempotencyConflict(str(error).splitlines()[0]) from error
+        raise
+    row = await cursor.fetchone()
+    if row is None:
+        raise MessageUnknown("the message was deleted while it was being enqueued")
+    return int(row[0]), bool(row[1])
+
+
+class Bus:
+    """The bus of one process, over its pool. Safe to use from many tasks."""
+
+    def __init__(self, db: Database, wakeups: Wakeups | None = None, *, poll_s: float = 0.25) -> None:
+        self.db = db
+        self._wakeups = wakeups
+        self._poll_s = poll_s
+
+    # -- in ------------------------------------------------------------------------------------
+
+    async def enqueue(self, key: str | RoutingKey, payload: Any, **options: Any) -> int:
+        """Insert one message and return its id; options as for `cogo.enqueue`."""
+        return (await self.enqueue_once(key, payload, **options))[0]
+
+    async def enqueue_once(self, key: str | RoutingKey, payload: Any, **options: Any) -> tuple[int, bool]:
+        """Like enqueue, and whether the message is new (False: the same key and body came before)."""
+        async with self.db.connection() as conn:
+            return await enqueue(conn, key, payload, **options)
+
+    async def enqueue_many(self, key: str | RoutingKey, payloads: Sequence[Any], *, priority: int = 2) -> list[int]:
+        """Insert many messages for one routing key, all or none; ids in the order of the payloads."""
+        to = RoutingKey.parse(key) if isinstance(key, str) else key
+        ids: list[int] = []
+        async with self.db.transaction() as conn:
+            for start in range(0, len(payloads), _BULK):
+                texts = [encode_jsonb(payload) for payload in payloads[start : start + _BULK]]
+                args = (to.service, to.role, to.shard, to.tenant, priority, texts)
+                cursor = await conn.execute(ENQUEUE_MANY, args)
+                ids += [row["id"] for row in await cursor.fetchall()]
+        return ids
+
+    # -- out: claim and finish -----------------------------------------------------------------
+
+    async def claim(
+        self, lane: Lane, limit: int, *, holder: str, epoch: int, timeout_ms: int
+    ) -> tuple[list[Message], float | None]:
+        """Take up to `limit` messages of a lane; `timeout_ms` counts where the lane sets none.
+
+        Also returns, when there is nothing to take, the seconds until the next retry is due.
+        """
+        args = (lane.service, lane.role, lane.shard, limit, holder, epoch, timeout_ms)
+        async with self.db.connection() as conn:
+            cursor = conn.cursor(row_factory=psycopg.rows.tuple_row)
+            rows = await (await cursor.execute(CLAIM, args, prepare=True)).fetchall()
+        if len(rows) == 1 and rows[0][0] is None:
+            return [], max(0.0, rows[0][7])
+        return [_message(lane, row) for row in rows], None
+
+    async def finish(self, outcomes: Sequence[Outcome], conn: Connection | None = None) -> dict[int, Status]:
+        """Write outcomes in one transaction; the new status of each that was accepted.
+
+        What is missing from the answer was a stale claim: it had no effect at all.
+        """
+        if conn is not None:
+            return await _finish(conn, outcomes)
+        async with self.db.connection() as own:
+            return await _finish(own, outcomes)
+
+    async def extend(self, id: int, fence: int, seconds: float) -> bool:
+        """Move the deadline of a claim to `seconds` from now, never past expires_at. False: lost."""
+        sql = """UPDATE public.agent_messages SET deadline_at = least(expires_at, cogo.now() + %s * interval '1 s')
+                 WHERE id = %s AND fence = %s"""
+        return await self.db.execute(sql, (seconds, id, fence)) == 1
+
+    async def add_chunks(self, id: int, fence: int, chunks: Sequence[tuple[str, Any]]) -> bool:
+        """Append progress to a message, while the claim is current. False: the claim is lost."""
+        sql = """
+        WITH m AS (SELECT id FROM public.agent_messages WHERE id = %s AND fence = %s FOR KEY SHARE),
+        last AS (SELECT coalesce(max(n), 0) AS n FROM cogo.message_chunks WHERE message_id = %s)
+        INSERT INTO cogo.message_chunks (message_id, n, kind, data)
+        SELECT m.id, last.n + c.i, c.kind, c.data::jsonb
+        FROM m, last, unnest(%s::text[], %s::text[]) WITH ORDINALITY AS c(kind, data, i)
+        """
+        kinds, datas = [kind for kind, _ in chunks], [encode_jsonb(data) for _, data in chunks]
+        async with self.db.transaction() as conn:
+            cursor = await conn.execute(sql, (id, fence, id, kinds, datas))
+            await conn.execute("SELECT cogo.wake_waiters(ARRAY[%s]::bigint[])", (id,))
+            return cursor.rowcount == len(chunks)
+
+    # -- idle lanes ----------------------------------------------------------------------------
+
+    async def sleep_on(self, lanes: Sequence[Lane], epoch: int) -> None:
+        """Register as asleep on these lanes: from now on an insert notifies."""
+        sql = """INSERT INTO cogo.bus_idle SELECT * FROM unnest(%s::text[], %s::text[], %s::integer[], %s::bigint[])
+                 ON CONFLICT DO NOTHING"""
+        columns = zip(*((lane.service, lane.role, lane.shard, epoch) for lane in lanes), strict=True)
+        await self.db.execute(sql, [list(column) for column in columns])
+
+    async def awake_on(self, lanes: Sequence[Lane], epoch: int) -> None:
+        """Busy lanes need no wakeups; their producers are spared the NOTIFY."""
+        sql = "DELETE FROM cogo.bus_idle WHERE epoch = %s AND service || '/' || role || '/' || shard = ANY (%s)"
+        await self.db.execute(sql, (epoch, [str(lane) for lane in lanes]))
+
+    # -- budgets -------------------------------------------------------------------------------
+
+    async def hold(self, root_id: int, tenant: str, cost_usd: float | None, tokens: int | None) -> None:
+        """Open the budget of a root message; the first hold counts."""
+        await self.db.execute("SELECT cogo.hold(%s, %s, %s::numeric, %s)", (root_id, tenant, cost_usd, tokens))
+
+    async def draw(self, root_id: int, cost_usd: float, tokens: int) -> dict[str, Any] | None:
+        """Draw from a hold: {ok, left_cost_usd, left_tokens}; None when there is no hold."""
+        return await self.db.fetch_one("SELECT * FROM cogo.draw(%s, %s::numeric, %s)", (root_id, cost_usd, tokens))
+
+    async def keep(self, tenant: str, body: bytes, media_type: str = "application/json") -> str:
+        """Store a long result; its address for result_url. The same bytes are stored once."""
+        digest = hashlib.sha256(body).hexdigest()
+        sql = "INSERT INTO cogo.artifacts (tenant, digest, media_type, body) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
+        await self.db.execute(sql, (tenant, digest, media_type, body))
+        return f"/api/artifacts/{digest}"
+
+    # -- results -------------------------------------------------------------------------------
+
+    async def peek(self, id: int) -> Result:
+        """How a message stands now. Raises MessageUnknown."""
+        row = await self.db.fetch_one(RESULT, (id,))
+        if row is None:
+            raise MessageUnknown(f"there is no message {id}")
+        return Result(**row)
+
+    async def wait(self, id: int, timeout_s: float) -> Result:
+        """The result when the message has ended, or how it stands after `timeout_s`."""
+        now = await self.peek(id)
+        if now.terminal or timeout_s <= 0:
+            return now
+        async with self.watching(id, timeout_s) as changed:
+            with anyio.move_on_after(timeout_s):
+                while not (now := await self.peek(id)).terminal:
+                    await changed()
+        return now
+
+    async def result(self, id: int, *, timeout_s: float = 30.0) -> Result:
+        """How a message ended. Raises ResultPending after `timeout_s`, MessageUnknown."""
+        result = await self.wait(id, timeout_s)
+        if not result.terminal:
+            raise ResultPending(f"message {id} is {result.status} after {timeout_s:g} s")
+        return result
+
+    async def chunks(self, id: int, after: int = 0, timeout_s: float = 600.0) -> AsyncIterator[Chunk]:
+        """Progress of a message after number `after`, as it comes, until it has ended."""
+        sql = "SELECT n, kind, data FROM cogo.message_chunks WHERE message_id = %s AND n > %s ORDER BY n LIMIT 500"
+        async with self.watching(id, timeout_s) as changed:
+            with anyio.move_on_after(timeout_s):
+                while True:
+                    ended = (await self.peek(id)).terminal  # read before the chunks: none can come after
+                    rows = await self.db.fetch(sql, (id, after))
+                    for row in rows:
+                        after = row["n"]
+                        yield Chunk(**row)
+                    if ended and not rows:
+                        return
+                    if not rows:
+                        await changed()
+
+    @asynccontextmanager
+    async def watching(self, id: int, timeout_s: float) -> AsyncIterator[Any]:
+        """Register as a waiter, so that the end of the message notifies; gives `await changed()`.
+
+        The wait has a floor of polling: a wakeup is only ever a hint.
+        """
+        token = uuid.uuid4()
+        event = self._wakeups.result_event(id) if self._wakeups else None
+        poll_s = self._poll_s
+
+        async def changed() -> None:
+            nonlocal poll_s
+            with anyio.move_on_after(poll_s):
+                if event is None:
+                    await anyio.sleep_forever()
+                else:
+                    await event.wait()
+            poll_s = min(poll_s * 1.5, 2.0)
+
+        await self.db.execute(
+            "INSERT INTO cogo.bus_waiters VALUES (%s, %s, cogo.now() + %s * interval '1 s')", (id, token, timeout_s + 5)
+        )
+        try:
+            yield changed
+        finally:
+            if event is not None:
+                event.close()
+            with anyio.CancelScope(shield=True), anyio.move_on_after(2.0), translated():
+                await self.db.execute("DELETE FROM cogo.bus_waiters WHERE message_id = %s AND token = %s", (id, token))
+
+    # -- operators -----------------------------------------------------------------------------
+
+    async def cancel(self, id: int, *, actor: str, reason: str = "") -> Status:
+        """Cancel a message and whatever it waits for; its status afterwards. Raises MessageUnknown."""
+        status: Status | None = await self.db.fetch_value("SELECT cogo.cancel(%s, %s, %s)", (id, actor, reason))
+        if status is None:
+            raise MessageUnknown(f"there is no message {id}")
+        # Locks go child -> parent only, so the children follow in transactions of their own.
+        while await self.db.fetch_value("SELECT cogo.cascade_cancels()"):
+            pass
+        return status
+
+    async def requeue(self, id: int, *, actor: str, reason: str = "") -> Status:
+        """Put a failed or cancelled message back. Raises MessageUnknown, MessageState."""
+        try:
+            status: Status | None = await self.db.fetch_value("SELECT cogo.requeue(%s, %s, %s)", (id, actor, reason))
+        except psycopg.Error as error:
+            if error.sqlstate == "CG410":
+                raise MessageState(str(error).splitlines()[0]) from error
+            raise
+        if status is None:
+            raise MessageUnknown(f"there is no message {id}")
+        return status
+
+    async def message(self, id: int) -> dict[str, Any]:
+        """The whole row. Raises MessageUnknown."""
+        row = await self.db.fetch_one("SELECT * FROM public.agent_messages WHERE id = %s", (id,))
+        if row is None:
+            raise MessageUnknown(f"there is no message {id}")
+        return row
+
+
+def _message(lane: Lane, row: tuple[Any, ...]) -> Message:
+    id, fence, tenant, payload, attempts, root_id, traceparent, runtime_s, expires_in_s, queued_ms, limit = row
+    return Message(
+        id=id,
+        key=RoutingKey(lane.service, lane.role, lane.shard, tenant),
+        payload=payload.encode(),
+        attempts=attempts,
+        fence=fence,
+        root_id=root_id,
+        traceparent=traceparent,
+        runtime_s=runtime_s,
+        expires_in_s=expires_in_s,
+        queued_ms=queued_ms,
+        max_attempts=limit,
+    )
+
+
+async def _finish(conn: Connection, outcomes: Sequence[Outcome]) -> dict[int, Status]:
+    """Arrays sorted by id, so that two batches take their row locks in the same order."""
+    batch = sorted(outcomes, key=lambda outcome: outcome.id)
+    follow = [
+        {"parent": outcome.id, **msgspec.structs.asdict(follow_up)}
+        for outcome in batch
+        for follow_up in outcome.follow_ups
+    ]
+    events = [
+        {"id": outcome.id, "kind": event.kind, "detail": event.detail}
+        for outcome in batch
+        for event in outcome.events
+    ]
+    columns: list[list[Any]] = [[], [], [], [], [], [], [], []]
+    for one in batch:
+        row = (one.id, one.fence, one.kind, one.snippet, one.url, one.error, one.retry_ms, one.traceparent)
+        for column, value in zip(columns, row, strict=True):
+            column.append(value)
+    args = (*columns, encode_jsonb(follow), encode_jsonb(events))
+    cursor = conn.cursor(row_factory=psycopg.rows.tuple_row)
+    rows = await (await cursor.execute(FINISH, args, prepare=True)).fetchall()
+    return dict(rows)

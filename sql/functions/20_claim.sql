@@ -1,0 +1,66 @@
+-- Out of the lane: a batch of messages for one holder.
+--
+-- One scan for due retries and one per priority, each with the only plan that stays flat (an
+-- ordered scan of its partial index); the outer LIMIT stops pulling, so no more rows are locked than
+-- are returned. MATERIALIZED, or a nested loop may run the LIMIT again and claim too many. The
+-- planner switches keep a plan that was cached on an empty table from becoming a scan of millions.
+--
+-- An empty claim answers with one row without id when a retry is due later: runtime_s says when.
+CREATE OR REPLACE FUNCTION cogo.claim(
+  p_service text, p_role text, p_shard integer, p_limit integer,
+  p_holder text, p_epoch bigint, p_timeout_ms bigint
+) RETURNS TABLE (
+  id bigint, fence bigint, tenant text, payload text, attempts integer, root_id bigint,
+  traceparent text, runtime_s double precision, expires_in_s double precision,
+  queued_ms double precision, max_attempts integer
+)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE
+  v_now timestamptz := cogo.now();
+  v_lane cogo.bus_lanes;
+BEGIN
+  SELECT * INTO v_lane FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role;
+  IF v_lane.paused_at IS NOT NULL THEN RETURN; END IF;
+  RETURN QUERY
+  WITH c AS MATERIALIZED (
+    SELECT b.id FROM (
+      SELECT due.id FROM (
+        SELECT m.id FROM public.agent_messages m
+        WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
+          AND m.status = 'queued' AND m.retry_at IS NOT NULL AND m.retry_at <= v_now
+          AND (m.expires_at IS NULL OR m.expires_at > v_now)
+        ORDER BY m.retry_at LIMIT greatest(1, p_limit / 2) FOR UPDATE SKIP LOCKED) due
+      UNION ALL
+      SELECT ready.id FROM (VALUES (0::smallint), (1), (2), (3)) AS level(priority) CROSS JOIN LATERAL (
+        SELECT m.id FROM public.agent_messages m
+        WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
+          AND m.priority = level.priority AND m.status = 'queued' AND m.retry_at IS NULL
+          AND (m.expires_at IS NULL OR m.expires_at > v_now)
+        ORDER BY m.seq LIMIT p_limit FOR UPDATE SKIP LOCKED) ready
+    ) b LIMIT p_limit
+  )
+  UPDATE public.agent_messages m SET
+    status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
+    attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
+    deadline_at = least(m.expires_at,
+                        v_now + coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms')
+  FROM c WHERE m.id = c.id
+  RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
+    extract(epoch FROM m.deadline_at - v_now)::double precision,
+    extract(epoch FROM m.expires_at - v_now)::double precision,
+    extract(epoch FROM v_now - m.created_at)::double precision * 1000,
+    coalesce(v_lane.max_attempts, 5);
+  IF NOT FOUND THEN
+    RETURN QUERY
+      SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::bigint, NULL::text,
+        extract(epoch FROM m.retry_at - v_now)::double precision, NULL::double precision,
+        NULL::double precision, NULL::integer
+      FROM public.agent_messages m
+      WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
+        AND m.status = 'queued' AND m.retry_at IS NOT NULL
+      ORDER BY m.retry_at LIMIT 1;
+  END IF;
+END $$;

@@ -1,0 +1,181 @@
+-- Out of `claimed`: a batch of outcomes, each guarded by its fence alone.
+--
+-- Never add `m.status = 'claimed'` to the WHERE: the planner then walks the partial `inflight` index
+-- and a batch becomes quadratic. Rows that are not returned were stale claims; follow-up messages and
+-- events come only from the rows that were returned, so a zombie has no effect at all.
+--
+-- kinds: done | failed | retry | delegated | released (given back, the attempt is not counted).
+-- p_follow: [{parent, service, role, shard, tenant, payload, key, priority, traceparent, delegate, ttl_ms}]
+-- p_events: [{id, kind, detail}]
+CREATE OR REPLACE FUNCTION cogo.finish(
+  p_ids bigint[], p_fences bigint[], p_kinds text[], p_snippets text[], p_urls text[],
+  p_errors text[], p_retry_ms bigint[], p_traces text[], p_follow jsonb, p_events jsonb
+) RETURNS TABLE (id bigint, status text)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+#variable_conflict use_column
+DECLARE v_now timestamptz := cogo.now();
+BEGIN
+  RETURN QUERY
+  WITH u AS (
+    SELECT * FROM unnest(p_ids, p_fences, p_kinds, p_snippets, p_urls, p_errors, p_retry_ms, p_traces)
+      AS u(id, fence, kind, snippet, url, error, retry_ms, trace)
+  ), policy AS MATERIALIZED (
+    SELECT * FROM cogo.bus_lanes
+  ), fin AS (
+    UPDATE public.agent_messages m SET
+      status = CASE u.kind
+        WHEN 'done' THEN 'done' WHEN 'delegated' THEN 'waiting' WHEN 'released' THEN 'queued'
+        WHEN 'retry' THEN CASE WHEN m.attempts < coalesce((SELECT p.max_attempts FROM policy p
+          WHERE p.service = m.service AND p.role = m.role), 5) THEN 'queued' ELSE 'failed' END
+        ELSE 'failed' END,
+      attempts = m.attempts - (u.kind = 'released')::integer,
+      seq = CASE WHEN u.kind IN ('retry', 'released') THEN nextval('cogo.bus_seq') ELSE m.seq END,
+      retry_at = CASE WHEN u.kind = 'retry' THEN v_now + coalesce(
+        u.retry_ms * interval '1 ms', cogo.backoff(m.service, m.role, m.attempts)) END,
+      done_at = CASE WHEN u.kind IN ('done', 'failed') OR (u.kind = 'retry' AND m.attempts >= coalesce(
+        (SELECT p.max_attempts FROM policy p WHERE p.service = m.service AND p.role = m.role), 5))
+        THEN v_now END,
+      claimed_by = CASE WHEN u.kind IN ('retry', 'released') THEN NULL ELSE m.claimed_by END,
+      fence = 0, deadline_at = NULL,
+      awaits = CASE WHEN u.kind = 'delegated' THEN u.fence END,
+      error = CASE WHEN u.kind IN ('done', 'delegated') THEN NULL ELSE coalesce(u.error, m.error) END,
+      last_error_at = CASE WHEN u.error IS NOT NULL THEN v_now ELSE m.last_error_at END,
+      result_snippet = u.snippet, result_url = u.url,
+      traceparent = coalesce(m.traceparent, u.trace)
+    FROM u WHERE m.id = u.id AND m.fence = u.fence AND u.fence > 0
+    RETURNING m.id, u.fence, u.kind, m.status, m.service, m.role, m.shard, m.tenant, m.trace_id,
+      m.error, m.attempts, m.claimed_by, m.created_at, m.claimed_at, m.expires_at, m.reply_to,
+      coalesce(m.root_id, m.id) AS root
+  ), kids AS (
+    INSERT INTO public.agent_messages (service, role, shard, tenant, payload, priority, idempotency_key,
+      traceparent, root_id, reply_to, reply_fence, expires_at)
+    SELECT f.service, f.role, f.shard, f.tenant, f.payload, f.priority, f.key, f.traceparent, fin.root,
+      CASE WHEN f.delegate THEN fin.id END, CASE WHEN f.delegate THEN fin.fence END,
+      least(fin.expires_at, v_now + f.ttl_ms * interval '1 ms')
+    FROM ROWS FROM (jsonb_to_recordset(p_follow) AS (parent bigint, service text, role text, shard integer,
+      tenant text, payload jsonb, key text, priority smallint, traceparent text, delegate boolean,
+      ttl_ms bigint)) WITH ORDINALITY AS f
+    JOIN fin ON fin.id = f.parent AND fin.kind IN ('done', 'delegated')
+    ORDER BY f.ordinality
+    ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+  ), ends AS (
+    SELECT fin.*, CASE WHEN fin.status = 'queued' THEN 'retry' ELSE fin.status END AS suffix, p.events
+    FROM fin LEFT JOIN policy p ON p.service = fin.service AND p.role = fin.role
+    WHERE fin.kind NOT IN ('released', 'delegated')
+  ), audit AS (
+    INSERT INTO public.bus_events
+      (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
+    SELECT e.kind, fin.id, fin.trace_id, fin.tenant, fin.service, fin.role, fin.shard, fin.claimed_by, e.detail
+    FROM jsonb_to_recordset(p_events) AS e(id bigint, kind text, detail jsonb) JOIN fin ON fin.id = e.id
+    UNION ALL
+    SELECT coalesce(e.events, e.service) || '_' || e.suffix, e.id, e.trace_id, e.tenant, e.service, e.role,
+      e.shard, e.claimed_by, jsonb_strip_nulls(jsonb_build_object('error', e.error, 'attempts', e.attempts))
+    FROM ends e WHERE e.events IS NOT NULL OR e.suffix = 'failed'
+    UNION ALL
+    SELECT p.events || '_retry', w.id, w.trace_id, w.tenant, w.service, w.role, w.shard, e.claimed_by,
+      jsonb_strip_nulls(jsonb_build_object('target', e.id, 'error', e.error, 'attempts', e.attempts))
+    FROM ends e JOIN public.agent_messages w ON w.id = e.reply_to AND w.status = 'waiting'
+    JOIN policy p ON p.service = w.service AND p.role = w.role
+    WHERE e.suffix = 'retry' AND p.events IS NOT NULL
+  ), counted AS (
+    INSERT INTO cogo.bus_stats (service, role, tenant, status, pickup_b, total_b, n)
+    SELECT e.service, e.role, e.tenant, e.suffix, cogo.bucket(e.created_at, e.claimed_at),
+      cogo.bucket(e.created_at, v_now), count(*)
+    FROM ends e GROUP BY 1, 2, 3, 4, 5, 6
+  )
+  SELECT fin.id, fin.status FROM fin;
+
+  UPDATE cogo.budget_holds h SET closed_at = v_now
+  FROM public.agent_messages m
+  WHERE h.root_id = ANY (p_ids) AND h.closed_at IS NULL AND m.id = h.root_id
+    AND m.status IN ('done', 'failed', 'cancelled');
+  PERFORM cogo.wake_waiters(p_ids);
+  IF 'released' = ANY (p_kinds) OR 'retry' = ANY (p_kinds) THEN
+    PERFORM cogo.wake(m.service, m.role, m.shard)
+    FROM (SELECT DISTINCT service, role, shard FROM public.agent_messages
+          WHERE id = ANY (p_ids) AND status = 'queued') m;
+  END IF;
+END $$;
+
+-- least(cap, base * 2^(attempts-1)) * (0.5 .. 1.5): exponential, with jitter so that a burst of
+-- failures does not come back as a burst.
+CREATE OR REPLACE FUNCTION cogo.backoff(p_service text, p_role text, p_attempts integer)
+RETURNS interval LANGUAGE sql VOLATILE SET search_path = '' AS $$
+  SELECT (least(coalesce(max(l.backoff_cap_ms), 300000),
+                coalesce(max(l.backoff_base_ms), 1000) * power(2, least(p_attempts - 1, 30)))
+          * (0.5 + random())) * interval '1 ms'
+  FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role
+$$;
+
+-- A child has ended: its parent, which waits for exactly this child, ends with it, whatever ended
+-- the child (finish, poison, ttl, an outsider's UPDATE). The UPDATE fires this trigger again, so the
+-- whole chain settles in one transaction. Locks go child -> parent only.
+CREATE OR REPLACE FUNCTION cogo.on_settle() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE v_id bigint;
+BEGIN
+  UPDATE public.agent_messages p SET
+    status = NEW.status, done_at = cogo.now(), awaits = NULL, error = NEW.error,
+    last_error_at = CASE WHEN NEW.status = 'failed' THEN cogo.now() ELSE p.last_error_at END,
+    result_snippet = NEW.result_snippet, result_url = NEW.result_url
+  WHERE p.id = NEW.reply_to AND p.status = 'waiting' AND p.awaits = NEW.reply_fence
+  RETURNING p.id INTO v_id;
+  IF FOUND THEN PERFORM cogo.record_ends(ARRAY[v_id], NEW.claimed_by); END IF;
+  RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER agent_messages_settle AFTER UPDATE OF status ON public.agent_messages
+  FOR EACH ROW WHEN (
+    NEW.reply_to IS NOT NULL AND NEW.status IN ('done', 'failed', 'cancelled')
+    AND OLD.status NOT IN ('done', 'failed', 'cancelled'))
+  EXECUTE FUNCTION cogo.on_settle();
+
+-- Outsiders may claim, finish, cancel and requeue by plain UPDATEs of status. This puts right what
+-- their statement left out. AFTER, not BEFORE: a BEFORE row trigger would lock every row a second
+-- time; and its WHEN is never true for our own statements (cancel apart), so those never call it.
+CREATE OR REPLACE FUNCTION cogo.on_outsider() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE
+  v_now timestamptz := cogo.now();
+  v_was_final boolean := OLD.status IN ('done', 'failed', 'cancelled');
+  v_final boolean := NEW.status IN ('done', 'failed', 'cancelled');
+BEGIN
+  IF NEW.status = 'claimed' THEN
+    UPDATE public.agent_messages m SET
+      fence = nextval('cogo.bus_fence'), claimed_at = coalesce(NEW.claimed_at, v_now),
+      claimed_by = coalesce(NEW.claimed_by, session_user), holder_epoch = NULL, retry_at = NULL,
+      attempts = greatest(NEW.attempts, OLD.attempts + 1), awaits = NULL
+    WHERE m.id = NEW.id;
+  ELSIF NEW.status = 'queued' THEN
+    UPDATE public.agent_messages m SET
+      fence = 0, seq = nextval('cogo.bus_seq'), claimed_by = NULL, deadline_at = NULL, awaits = NULL,
+      retry_at = CASE WHEN NEW.retry_at IS DISTINCT FROM OLD.retry_at THEN NEW.retry_at END, done_at = NULL,
+      attempts = CASE WHEN v_was_final THEN 0 ELSE NEW.attempts END,
+      expires_at = CASE WHEN v_was_final THEN v_now + (OLD.expires_at - OLD.created_at) ELSE NEW.expires_at END
+    WHERE m.id = NEW.id;
+    IF v_was_final THEN
+      PERFORM cogo.record_requeue(NEW.id, OLD.status, session_user, 'by UPDATE');
+    END IF;
+    PERFORM cogo.wake(NEW.service, NEW.role, NEW.shard);
+  ELSE
+    UPDATE public.agent_messages m SET
+      fence = 0, deadline_at = NULL, awaits = CASE WHEN NEW.status = 'waiting' THEN NEW.awaits END,
+      done_at = CASE WHEN v_final THEN coalesce(NEW.done_at, v_now) END
+    WHERE m.id = NEW.id;
+    IF v_final AND NOT v_was_final THEN
+      PERFORM cogo.record_ends(ARRAY[NEW.id], coalesce(NEW.claimed_by, session_user));
+    END IF;
+    IF NEW.status = 'cancelled' AND NOT v_was_final THEN
+      PERFORM cogo.record_cancel(NEW.id, OLD.status);
+    END IF;
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER agent_messages_outsider AFTER UPDATE OF status ON public.agent_messages
+  FOR EACH ROW WHEN (
+    (NEW.status = 'claimed' AND NEW.fence = OLD.fence)
+    OR (NEW.status <> 'claimed' AND NEW.fence <> 0)
+    OR (NEW.status = 'queued' AND OLD.status <> 'queued' AND NEW.seq = OLD.seq)
+    OR (NEW.status IN ('done', 'failed', 'cancelled') AND NEW.done_at IS NULL)
+    OR (NEW.status IN ('done', 'failed', 'cancelled') AND NEW.awaits IS NOT NULL))
+  EXECUTE FUNCTION cogo.on_outsider();

@@ -1,0 +1,107 @@
+-- Leases of processes, and what becomes of the claims of those that lost theirs.
+
+CREATE OR REPLACE FUNCTION cogo.register_holder(
+  p_holder text, p_roles text[], p_lanes text[], p_detail jsonb, p_lease_ms bigint
+) RETURNS TABLE (epoch bigint, twins bigint)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+#variable_conflict use_column
+DECLARE v_epoch bigint;
+BEGIN
+  INSERT INTO cogo.bus_holders AS h (holder, lease_until, roles, lanes, detail)
+  VALUES (p_holder, cogo.now() + p_lease_ms * interval '1 ms', p_roles, p_lanes, p_detail)
+  RETURNING h.epoch INTO v_epoch;
+  RETURN QUERY SELECT v_epoch, count(*) FROM cogo.bus_holders h
+    WHERE h.holder = p_holder AND h.epoch <> v_epoch AND h.lease_until > cogo.now();
+END $$;
+
+-- true: the lease stands for another p_lease_ms. false: the row is gone (register again).
+CREATE OR REPLACE FUNCTION cogo.beat(p_epoch bigint, p_lease_ms bigint) RETURNS boolean
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+BEGIN
+  UPDATE cogo.bus_holders SET beat_at = cogo.now(), lease_until = cogo.now() + p_lease_ms * interval '1 ms'
+  WHERE epoch = p_epoch;
+  RETURN FOUND;
+END $$;
+
+CREATE OR REPLACE FUNCTION cogo.leave(p_epoch bigint) RETURNS void
+LANGUAGE sql SECURITY INVOKER SET search_path = '' AS $$
+  DELETE FROM cogo.bus_idle WHERE epoch = p_epoch;
+  UPDATE cogo.bus_holders SET lease_until = cogo.now() WHERE epoch = p_epoch;
+$$;
+
+-- Fail what outlived its ttl, in any living state. Children go first by themselves: their expires_at
+-- is never later than their parent's, and the settle trigger ends the parent with the same code.
+CREATE OR REPLACE FUNCTION cogo.expire(p_limit integer) RETURNS integer
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+DECLARE v_ids bigint[];
+BEGIN
+  WITH v AS MATERIALIZED (
+    SELECT m.id, m.status AS was FROM public.agent_messages m
+    WHERE m.expires_at <= cogo.now() AND m.status IN ('queued', 'claimed', 'waiting')
+    ORDER BY m.expires_at, m.id DESC LIMIT p_limit FOR UPDATE SKIP LOCKED
+  ), e AS (
+    UPDATE public.agent_messages m SET
+      status = 'failed', fence = 0, done_at = cogo.now(), last_error_at = cogo.now(), deadline_at = NULL,
+      retry_at = NULL, awaits = NULL,
+      error = 'ttl_expired: the time to live ran out while the message was ' || v.was
+    FROM v WHERE m.id = v.id RETURNING m.id
+  )
+  SELECT array_agg(e.id) INTO v_ids FROM e;
+  IF v_ids IS NULL THEN RETURN 0; END IF;
+  PERFORM cogo.record_ends(v_ids, 'reclaimer');
+  PERFORM pg_notify('cogo', 'cancel:' || i) FROM unnest(v_ids) AS i;
+  RETURN cardinality(v_ids);
+END $$;
+
+-- Put back what dead holders hold, what ran past its deadline, and what foreign claimers (without a
+-- lease) have held for too long. Out of attempts: failed, `poison`. Guarded by the fence that was read.
+-- After a restart of Postgres no lease counts as dead before every process had time to beat again.
+CREATE OR REPLACE FUNCTION cogo.reclaim(p_limit integer, p_lease_ms bigint, p_reclaim_after_ms bigint)
+RETURNS TABLE (id bigint, status text, why text)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+#variable_conflict use_column
+DECLARE
+  v_now timestamptz := cogo.now();
+  v_leases_count boolean := pg_postmaster_start_time() + p_lease_ms * interval '1 ms' < v_now;
+  v_ids bigint[]; v_statuses text[]; v_whys text[]; v_ended bigint[];
+BEGIN
+  WITH v AS MATERIALIZED (
+    SELECT m.id, m.fence, CASE
+        WHEN m.deadline_at <= v_now THEN 'handler_timeout: it ran past the deadline of its lane'
+        WHEN m.holder_epoch IS NULL THEN 'claim_lost: a claim without a lease was held too long'
+        ELSE 'claim_lost: the lease of ' || coalesce(m.claimed_by, 'its holder') || ' ended' END AS why
+    FROM public.agent_messages m
+    WHERE m.status = 'claimed' AND (
+      m.deadline_at <= v_now
+      OR (m.holder_epoch IS NULL AND m.claimed_at <= v_now - p_reclaim_after_ms * interval '1 ms')
+      OR (m.holder_epoch IS NOT NULL AND v_leases_count AND NOT EXISTS (
+            SELECT 1 FROM cogo.bus_holders h WHERE h.epoch = m.holder_epoch AND h.lease_until > v_now)))
+    ORDER BY m.id LIMIT p_limit FOR UPDATE OF m SKIP LOCKED
+  ), r AS (
+    UPDATE public.agent_messages m SET
+      status = CASE WHEN m.attempts >= lim.n THEN 'failed' ELSE 'queued' END,
+      error = CASE WHEN m.attempts >= lim.n THEN 'poison: all attempts used up; the last one ended as ' || v.why
+              ELSE v.why END,
+      done_at = CASE WHEN m.attempts >= lim.n THEN v_now END,
+      seq = nextval('cogo.bus_seq'), fence = 0, claimed_by = NULL, deadline_at = NULL, last_error_at = v_now
+    FROM v JOIN public.agent_messages k ON k.id = v.id
+    CROSS JOIN LATERAL (SELECT coalesce((SELECT l.max_attempts FROM cogo.bus_lanes l
+      WHERE l.service = k.service AND l.role = k.role), 5) AS n) lim
+    WHERE m.id = v.id AND m.fence = v.fence AND m.fence > 0
+    RETURNING m.id, m.status, v.why, m.service, m.role, m.shard, m.tenant, m.trace_id, m.attempts, m.error
+  ), retried AS (
+    INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
+    SELECT coalesce(l.events, r.service) || '_retry', r.id, r.trace_id, r.tenant, r.service, r.role, r.shard,
+      'reclaimer', jsonb_build_object('error', r.error, 'attempts', r.attempts)
+    FROM r LEFT JOIN cogo.bus_lanes l ON l.service = r.service AND l.role = r.role WHERE r.status = 'queued'
+  )
+  SELECT array_agg(r.id), array_agg(r.status), array_agg(r.why),
+         array_agg(r.id) FILTER (WHERE r.status = 'failed')
+  INTO v_ids, v_statuses, v_whys, v_ended FROM r;
+  IF v_ids IS NULL THEN RETURN; END IF;
+  IF v_ended IS NOT NULL THEN PERFORM cogo.record_ends(v_ended, 'reclaimer'); END IF;
+  PERFORM cogo.wake(d.service, d.role, d.shard) FROM (
+    SELECT DISTINCT m.service, m.role, m.shard FROM public.agent_messages m
+    WHERE m.id = ANY (v_ids) AND m.status = 'queued') d;
+  RETURN QUERY SELECT * FROM unnest(v_ids, v_statuses, v_whys);
+END $$;

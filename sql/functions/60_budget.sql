@@ -1,0 +1,22 @@
+-- The one ledger of budgets.
+
+-- Open a hold for a root message; the first one counts.
+CREATE OR REPLACE FUNCTION cogo.hold(p_root bigint, p_tenant text, p_cost numeric, p_tokens bigint)
+RETURNS void LANGUAGE sql SECURITY INVOKER SET search_path = '' AS $$
+  INSERT INTO cogo.budget_holds (root_id, tenant, max_cost_usd, max_tokens)
+  VALUES (p_root, p_tenant, p_cost, p_tokens) ON CONFLICT (root_id) DO NOTHING
+$$;
+
+-- Draw from a hold, all or nothing. ok = false: it would be overdrawn, or the hold is closed.
+CREATE OR REPLACE FUNCTION cogo.draw(p_root bigint, p_cost numeric, p_tokens bigint)
+RETURNS TABLE (ok boolean, left_cost_usd numeric, left_tokens bigint)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+BEGIN
+  UPDATE cogo.budget_holds h SET
+    spent_cost_usd = h.spent_cost_usd + p_cost, spent_tokens = h.spent_tokens + p_tokens
+  WHERE h.root_id = p_root AND h.closed_at IS NULL
+    AND (h.max_cost_usd IS NULL OR h.spent_cost_usd + p_cost <= h.max_cost_usd)
+    AND (h.max_tokens IS NULL OR h.spent_tokens + p_tokens <= h.max_tokens);
+  RETURN QUERY SELECT FOUND, h.max_cost_usd - h.spent_cost_usd, h.max_tokens - h.spent_tokens
+    FROM cogo.budget_holds h WHERE h.root_id = p_root;
+END $$;
