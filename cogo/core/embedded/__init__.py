@@ -41,7 +41,7 @@ class Embedded:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._home = Home(settings.data_dir)
+        self._home = Home(settings.data_dir.absolute())
         self._lock: int | None = None
         self._server: Server | None = None
 
@@ -121,6 +121,7 @@ class Embedded:
         with anyio.CancelScope(shield=True):
             if self._server is not None:
                 await self._server.stop()
+                self._home.tidy()
         self._server = None
         if self._lock is not None:
             os.close(self._lock)
@@ -150,7 +151,7 @@ def running_dsn(settings: Settings) -> str:
 
     Raises NoServer, DataHomeForeign.
     """
-    home = Home(settings.data_dir)
+    home = Home(settings.data_dir.absolute())
     owner = home.owner_uid()
     if owner is not None and owner != os.geteuid():
         raise DataHomeForeign(f"{home.path} belongs to uid {owner}, this process runs as uid {os.geteuid()}")

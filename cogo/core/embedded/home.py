@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -195,8 +196,14 @@ class Home(msgspec.Struct, frozen=True):
         if target.stat().st_uid != uid:
             os.chown(target, uid, gid)
 
+    def tidy(self) -> None:
+        """Remove a short folder outside the data home; the link stays, so the next one has its name."""
+        if self.run.is_symlink():
+            with contextlib.suppress(OSError):  # not empty: its server was killed; the next start uses it
+                self.run.readlink().rmdir()
+
     def _ours(self, target: Path, uid: int) -> bool:
-        """Whether the link's folder is still this home's own, made again if it was cleaned away."""
+        """Whether the link's folder is still this home's own, made again if it is gone."""
         if not target.name.startswith(f"cogo-{self._mark()}-"):  # the home was copied or moved here
             return False
         try:

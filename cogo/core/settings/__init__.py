@@ -9,13 +9,10 @@ from __future__ import annotations
 import difflib
 import functools
 import os
-import platform
-import secrets
 import socket
-import stat
 import tomllib
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
@@ -23,106 +20,39 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from .errors import DataHomeForeign, InvalidSetting, UnknownSetting
-from .model import SHARD_MAX
+from cogo.core.errors import InvalidSetting, UnknownSetting
+from cogo.core.model import SHARD_MAX
+
+from .home import (
+    ROOT_DATA_HOME,
+    LocalKeys,
+    default_data_dir,
+    local_keys,
+    make_data_home,
+    open_to_others,
+)
+from .values import Env, Secret, decode, keys, shards, words
+
+__all__ = [
+    "ROOT_DATA_HOME",
+    "Loaded",
+    "LocalKeys",
+    "Origin",
+    "Secret",
+    "SettingRow",
+    "Settings",
+    "given",
+    "load",
+    "local_keys",
+    "make_data_home",
+    "open_to_others",
+    "rows",
+    "shards",
+]
 
 Origin = Literal["default", "plugins.toml", "environment", "flag"]
 
-ROOT_DATA_HOME: Final = Path("/var/lib/cogo")
-"""Root's data home when its home folder is closed to others, as /root is on most systems."""
-
 DEMO_TENANT: Final = "demo"
-
-
-class Secret:
-    """A text that never shows itself: repr, str, format and JSON give `***` or refuse."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The text itself."""
-        return self._value
-
-    def __repr__(self) -> str:
-        return "***"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and secrets.compare_digest(
-            self._value.encode(), other._value.encode()
-        )
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-
-class Env(msgspec.Struct, frozen=True):
-    """The environment name of a field, the older names it also answers to, and how its text is read."""
-
-    name: str
-    older: tuple[str, ...] = ()
-    parse: Callable[[str], Any] | None = None
-    """Text -> what msgspec then converts; it raises ValueError. None: msgspec reads the text."""
-
-
-def words(text: str) -> list[str]:
-    """`a, b,c` -> ["a", "b", "c"]."""
-    return [word for part in text.split(",") if (word := part.strip())]
-
-
-def shards(text: str) -> list[int]:
-    """`0`, `0-3` or `0,2,8-9` -> the shards, each once, in order. Raises ValueError."""
-    found: set[int] = set()
-    for word in words(text):
-        first, dash, last = word.partition("-")
-        low, high = int(first), int(last if dash else first)
-        if not 0 <= low <= high <= SHARD_MAX:
-            raise ValueError(f"{word!r} is not a range of shards between 0 and {SHARD_MAX}")
-        found.update(range(low, high + 1))
-    if not found:
-        raise ValueError("no shard is named")
-    return sorted(found)
-
-
-def keys(text: str) -> list[str]:
-    """One key, or several as a JSON list or as a JSON object of name -> key. Raises ValueError."""
-    if text.lstrip()[:1] not in {"[", "{"}:
-        return [text.strip()]
-    try:
-        found = msgspec.json.decode(text.encode(), type=dict[str, str] | list[str])
-    except msgspec.MsgspecError:  # its message may quote a piece of a key
-        raise ValueError(
-            "neither a key, nor a JSON list of keys, nor a JSON object of names and keys"
-        ) from None
-    return list(found.values()) if isinstance(found, dict) else found
-
-
-def open_to_others(folder: Path) -> bool:
-    """Whether any account may enter this folder: it and each of its parents that exists has o+x."""
-    for part in (folder, *folder.parents):
-        try:
-            if not part.stat().st_mode & stat.S_IXOTH:
-                return False
-        except FileNotFoundError:
-            continue
-        except OSError:
-            return False
-    return True
-
-
-def default_data_dir() -> Path:
-    """The user's own data folder; for root /var/lib/cogo when others can't enter root's home.
-
-    The embedded Postgres refuses to run as root, so root's data must lie where another account gets.
-    """
-    import platformdirs  # 5 ms that most commands don't need
-
-    usual = platformdirs.user_data_path("cogo")
-    if os.geteuid() == 0 and not open_to_others(usual.parent):
-        return ROOT_DATA_HOME
-    return usual
 
 
 Names = tuple[str, ...]
@@ -139,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[Annotated[int, Meta(ge=0, le=SHARD_MAX)], ...], Env("AGENT_SHARD", parse=shards)
     ] = (0,)
     holder: Annotated[str, Meta(min_length=1), Env("HOLDER_ID")] = msgspec.field(
-        default_factory=lambda: socket.gethostname() or platform.node() or "cogo"
+        default_factory=lambda: socket.gethostname() or "cogo"
     )
 
     database_url: Annotated[Secret | None, Env("DATABASE_URL")] = None
@@ -211,14 +141,6 @@ class SettingRow(msgspec.Struct, frozen=True):
     origin: Origin
     env: str
     """Empty for the tables of plugins, which have no environment name."""
-
-
-class LocalKeys(msgspec.Struct, frozen=True):
-    """The keys of a data home: made once, by whoever needs them first."""
-
-    jwt_secret: Secret
-    publishable_key: str
-    secret_key: Secret
 
 
 class _Field(msgspec.Struct, frozen=True):
@@ -348,25 +270,13 @@ def _convert(path: str, name: str, value: Any, *, strict: bool) -> Any:
     try:
         if isinstance(value, str) and field.env.parse is not None:
             value = field.env.parse(value)
-        return msgspec.convert(value, field.type, strict=strict, dec_hook=_decode)
+        return msgspec.convert(value, field.type, strict=strict, dec_hook=decode)
     except (ValueError, TypeError) as error:  # msgspec's ValidationError is a ValueError
         shown = "***" if field.secret else repr(value)
         raise InvalidSetting(f"{path}: {error}, got {shown}", setting=name) from None
 
 
-def _decode(kind: type, value: Any) -> Any:
-    if isinstance(value, kind):
-        return value
-    if not isinstance(value, str | os.PathLike):
-        raise ValueError(f"Expected `str`, got `{type(value).__name__}`")  # noqa: TRY004 (as msgspec's own)
-    text = os.fspath(value)
-    if "\0" in text:
-        raise ValueError("Text without NUL characters is needed")
-    # Absolute now: a later change of folder must not move the data home.
-    return Path(text).expanduser().absolute() if kind is Path else kind(text)
-
-
-def _unknown(path: str, name: str, known: typing.Iterable[str]) -> UnknownSetting:
+def _unknown(path: str, name: str, known: Iterable[str]) -> UnknownSetting:
     """The error for an unknown key, with the nearest one that is known.
 
     Environment names written as keys (`bus_poll_ms`) lead to their field as well.
@@ -423,70 +333,3 @@ def _shown_of_plugin(key: str, value: object) -> str:
     """A plugin's value; hidden when its name sounds like a secret, since its type isn't known here."""
     hidden = any(word in key.lower() for word in ("secret", "key", "token", "password", "dsn", "url"))
     return "***" if hidden and value else str(value)
-
-
-# -- the data home -----------------------------------------------------------------------------
-
-
-def make_data_home(settings: Settings) -> Path:
-    """The data home, made if it isn't there: 0700, for root 0711 (its parts are 0700 or 0600).
-
-    The server of root runs under another account, which must be able to pass through. A folder
-    that already exists keeps its mode. Raises DataHomeForeign, InvalidSetting.
-    """
-    home, uid = settings.data_dir, os.geteuid()
-    try:
-        if not home.is_dir():
-            home.parent.mkdir(parents=True, exist_ok=True)
-            home.mkdir(mode=0o711 if uid == 0 else 0o700, exist_ok=True)
-        owner = home.stat().st_uid
-    except OSError as error:
-        raise InvalidSetting(
-            f"COGO_DATA_DIR: {home} can't be the data home: {error.strerror}",
-            hint="Choose a folder that this user may write to.",
-        ) from None
-    if owner != uid:
-        raise DataHomeForeign(f"{home} belongs to uid {owner}, this process runs as uid {uid}")
-    return home
-
-
-def local_keys(settings: Settings) -> LocalKeys:
-    """The keys of the data home, made at the first call. COGO_JWT_SECRET stands above its jwt_secret.
-
-    Raises DataHomeForeign, InvalidSetting.
-    """
-    file = make_data_home(settings) / "secret.json"
-    try:
-        text = file.read_bytes()
-    except FileNotFoundError:
-        text = _make_keys(file)
-    try:
-        found = msgspec.json.decode(text, type=LocalKeys, dec_hook=_decode)
-    except msgspec.MsgspecError as error:
-        raise InvalidSetting(f"{file}: {error}", hint="Remove the file; tokens that it signed end.") from None
-    return (
-        found
-        if settings.jwt_secret is None
-        else msgspec.structs.replace(found, jwt_secret=settings.jwt_secret)
-    )
-
-
-def _make_keys(file: Path) -> bytes:
-    """Write the file once: of several processes at the same time one wins, all return its content."""
-    text = msgspec.json.encode(
-        {
-            "jwt_secret": secrets.token_urlsafe(48),
-            "publishable_key": f"sb_publishable_{secrets.token_urlsafe(24)}",
-            "secret_key": f"sb_secret_{secrets.token_urlsafe(24)}",
-        }
-    )
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    draft.touch(mode=0o600, exist_ok=False)
-    try:
-        draft.write_bytes(text)
-        os.link(draft, file)  # fails when the file exists: no process ever reads half of one
-    except FileExistsError:
-        return file.read_bytes()
-    finally:
-        draft.unlink()
-    return text
