@@ -41,7 +41,9 @@ async def connect(dsn: str | None = None, *, settings: Settings | None = None) -
     application = f"cogo:client@{os.getpid()}"
     found = dsn or find_dsn(settings)
     transport: _listener.Transport = (
-        _listener.PollTransport() if settings.listener == "poll" else _listener.NotifyTransport(found, application)
+        _listener.PollTransport()
+        if settings.listener == "poll"
+        else _listener.NotifyTransport(found, application)
     )
     listener = Listener(transport)
     db = Database(found, application=application, pool_max=settings.pool_max)
@@ -81,7 +83,9 @@ def connect_sync(dsn: str | None = None) -> Iterator[SyncBus]:
         yield SyncBus(portal, bus)
 
 
-async def enqueue(conn: psycopg.AsyncConnection[Any], key: str | RoutingKey, payload: Any, **options: Any) -> int:
+async def enqueue(
+    conn: psycopg.AsyncConnection[Any], key: str | RoutingKey, payload: Any, **options: Any
+) -> int:
     """Insert one message on the caller's own psycopg connection, inside its transaction.
 
     Options: idempotency_key, traceparent, ttl_ms, priority. Returns the id. Raises
@@ -113,7 +117,8 @@ async def serve(
     settings = loaded.settings
     if dsn is not None:
         settings = msgspec.structs.replace(settings, database_url=Secret(dsn))
-    if names := tuple(role for role in roles if isinstance(role, str)):
+    if roles:  # what the caller names is all there is, whatever plugins.toml says
+        names = tuple(role for role in roles if isinstance(role, str))
         settings = msgspec.structs.replace(settings, roles=names)
     inline = [role for role in roles if isinstance(role, Role)]
     http = HttpService(always=loaded.origins["port"] == "flag")

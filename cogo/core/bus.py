@@ -6,9 +6,10 @@ Policy is in sql/functions; this file only carries arguments and turns error sta
 from __future__ import annotations
 
 import hashlib
+import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, Protocol
 
 import anyio
@@ -16,8 +17,9 @@ import msgspec
 import psycopg
 
 from . import telemetry
-from .db import Connection, Database, translated
+from .db import Connection, Database
 from .errors import (
+    BusUnavailable,
     IdempotencyConflict,
     Invalid,
     MessageState,
@@ -30,6 +32,16 @@ from .model import Lane, Message, Outcome, Result, RoutingKey, Status
 _ENCODER = msgspec.json.Encoder()
 _BULK = 5_000
 _ABSURD_NUL = "\\u0000"
+STATEMENT_S = 30.0
+"""A claim or finish without an answer for so long counts as a database that is away."""
+_GIVEN_UP = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.ReadOnlySqlTransaction,  # a failover is under way
+    psycopg.errors.SerializationFailure,
+)
+TTL_MAX_MS = 10 * 366 * 86_400_000
 
 ENQUEUE = "SELECT id, created FROM cogo.enqueue(%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
 ENQUEUE_MANY = """
@@ -81,6 +93,29 @@ def _has_nul(value: Any) -> bool:
     return isinstance(value, list) and any(map(_has_nul, value))
 
 
+def printable(text: str) -> str:
+    """Text that a text column takes: no NUL, no lone surrogates."""
+    return text.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
+
+
+def check_options(priority: int, ttl_ms: int | None) -> None:
+    """Raises Invalid for a priority or a time to live that the table would refuse."""
+    if not 0 <= priority <= 3:
+        raise Invalid("priority is 0 (first) to 3 (last)")
+    if ttl_ms is not None and not 0 <= ttl_ms <= TTL_MAX_MS:
+        raise Invalid("ttl_ms is 0 to ten years of milliseconds")
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Turns a statement that hangs, or that the server gave up for now, into BusUnavailable."""
+    try:
+        with anyio.fail_after(STATEMENT_S):
+            yield
+    except (TimeoutError, *_GIVEN_UP) as error:
+        raise BusUnavailable(f"the database gave no answer: {str(error) or 'in time'}") from error
+
+
 def check_key(text: str | None) -> str | None:
     """An idempotency key has 1..255 characters and no NUL."""
     if text is not None and (not 1 <= len(text) <= 255 or "\x00" in text):
@@ -100,14 +135,16 @@ async def enqueue(
 ) -> tuple[int, bool]:
     """Insert one message on the caller's own connection, inside its transaction if it has one.
 
-    Returns (id, created); created is False when the same key came with the same body before.
-    Raises IdempotencyConflict, RoutingInvalid, ResultInvalid.
+    Returns (id, created); created is False when the same key came with the same body before. A
+    malformed traceparent starts a new trace, as W3C Trace Context asks.
+    Raises IdempotencyConflict, RoutingInvalid, ResultInvalid, Invalid.
     """
-    to = RoutingKey.parse(key) if isinstance(key, str) else key
-    if not 0 <= priority <= 3:
-        raise Invalid("priority is 0 (first) to 3 (last)")
+    to = RoutingKey.parse(str(key))
+    check_options(priority, ttl_ms)
+    if traceparent is None or not telemetry.valid_traceparent(traceparent):
+        traceparent = telemetry.new_traceparent()
     args = (to.service, to.role, to.shard, to.tenant, encode_jsonb(payload), check_key(idempotency_key),
-            traceparent or telemetry.new_traceparent(), ttl_ms, priority)  # fmt: skip
+            traceparent, ttl_ms, priority)  # fmt: skip
     try:
         cursor = await conn.cursor(row_factory=psycopg.rows.tuple_row).execute(ENQUEUE, args)
     except psycopg.Error as error:
@@ -123,8 +160,13 @@ async def enqueue(
 class Bus:
     """The bus of one process, over its pool. Safe to use from many tasks."""
 
-    def __init__(self, db: Database, wakeups: Wakeups | None = None, *, poll_s: float = 0.25) -> None:
+    def __init__(
+        self, db: Database, wakeups: Wakeups | None = None, *, hot: Database | None = None, poll_s: float = 0.25
+    ) -> None:
         self.db = db
+        # Claims and finishes have a few connections of their own that never close: a fresh one plans
+        # both statements anew, which takes as long as ten of them.
+        self._hot = hot or db
         self._wakeups = wakeups
         self._poll_s = poll_s
 
@@ -139,9 +181,12 @@ class Bus:
         async with self.db.connection() as conn:
             return await enqueue(conn, key, payload, **options)
 
-    async def enqueue_many(self, key: str | RoutingKey, payloads: Sequence[Any], *, priority: int = 2) -> list[int]:
+    async def enqueue_many(
+        self, key: str | RoutingKey, payloads: Sequence[Any], *, priority: int = 2
+    ) -> list[int]:
         """Insert many messages for one routing key, all or none; ids in the order of the payloads."""
-        to = RoutingKey.parse(key) if isinstance(key, str) else key
+        to = RoutingKey.parse(str(key))
+        check_options(priority, None)
         ids: list[int] = []
         async with self.db.transaction() as conn:
             for start in range(0, len(payloads), _BULK):
@@ -161,9 +206,10 @@ class Bus:
         Also returns, when there is nothing to take, the seconds until the next retry is due.
         """
         args = (lane.service, lane.role, lane.shard, limit, holder, epoch, timeout_ms)
-        async with self.db.connection() as conn:
-            cursor = conn.cursor(row_factory=psycopg.rows.tuple_row)
-            rows = await (await cursor.execute(CLAIM, args, prepare=True)).fetchall()
+        with answered():
+            async with self._hot.connection() as conn:
+                cursor = conn.cursor(row_factory=psycopg.rows.tuple_row)
+                rows = await (await cursor.execute(CLAIM, args, prepare=True)).fetchall()
         if len(rows) == 1 and rows[0][0] is None:
             return [], max(0.0, rows[0][7])
         return [_message(lane, row) for row in rows], None
@@ -175,8 +221,20 @@ class Bus:
         """
         if conn is not None:
             return await _finish(conn, outcomes)
-        async with self.db.connection() as own:
-            return await _finish(own, outcomes)
+        with answered():
+            async with self._hot.connection() as own:
+                return await _finish(own, outcomes)
+
+    async def give_back(self, holder: str, epoch: int, known: Sequence[int], older_ms: int) -> int:
+        """Put back what this holder has claimed without knowing it; `known` are fences. How many."""
+        sql = "SELECT cogo.give_back(%s, %s, %s::bigint[], %s)"
+        return int(await self.db.fetch_value(sql, (holder, epoch, list(known), older_ms)))
+
+    async def warm_up(self, connections: int) -> None:
+        """Have the hot connections plan their statements before the first message comes."""
+        async with AsyncExitStack() as stack:
+            for _ in range(connections):
+                await _finish(await stack.enter_async_context(self._hot.connection()), [])
 
     async def extend(self, id: int, fence: int, seconds: float) -> bool:
         """Move the deadline of a claim to `seconds` from now, never past expires_at. False: lost."""
@@ -186,18 +244,9 @@ class Bus:
 
     async def add_chunks(self, id: int, fence: int, chunks: Sequence[tuple[str, Any]]) -> bool:
         """Append progress to a message, while the claim is current. False: the claim is lost."""
-        sql = """
-        WITH m AS (SELECT id FROM public.agent_messages WHERE id = %s AND fence = %s FOR KEY SHARE),
-        last AS (SELECT coalesce(max(n), 0) AS n FROM cogo.message_chunks WHERE message_id = %s)
-        INSERT INTO cogo.message_chunks (message_id, n, kind, data)
-        SELECT m.id, last.n + c.i, c.kind, c.data::jsonb
-        FROM m, last, unnest(%s::text[], %s::text[]) WITH ORDINALITY AS c(kind, data, i)
-        """
         kinds, datas = [kind for kind, _ in chunks], [encode_jsonb(data) for _, data in chunks]
-        async with self.db.transaction() as conn:
-            cursor = await conn.execute(sql, (id, fence, id, kinds, datas))
-            await conn.execute("SELECT cogo.wake_waiters(ARRAY[%s]::bigint[])", (id,))
-            return cursor.rowcount == len(chunks)
+        sql = "SELECT cogo.add_chunks(%s, %s, %s::text[], %s::text[])"
+        return bool(await self.db.fetch_value(sql, (id, fence, kinds, datas)))
 
     # -- idle lanes ----------------------------------------------------------------------------
 
@@ -210,24 +259,35 @@ class Bus:
 
     async def awake_on(self, lanes: Sequence[Lane], epoch: int) -> None:
         """Busy lanes need no wakeups; their producers are spared the NOTIFY."""
-        sql = "DELETE FROM cogo.bus_idle WHERE epoch = %s AND service || '/' || role || '/' || shard = ANY (%s)"
+        sql = (
+            "DELETE FROM cogo.bus_idle WHERE epoch = %s AND service || '/' || role || '/' || shard = ANY (%s)"
+        )
         await self.db.execute(sql, (epoch, [str(lane) for lane in lanes]))
 
     # -- budgets -------------------------------------------------------------------------------
 
     async def hold(self, root_id: int, tenant: str, cost_usd: float | None, tokens: int | None) -> None:
         """Open the budget of a root message; the first hold counts."""
-        await self.db.execute("SELECT cogo.hold(%s, %s, %s::numeric, %s)", (root_id, tenant, cost_usd, tokens))
+        await self.db.execute(
+            "SELECT cogo.hold(%s, %s, %s::numeric, %s)", (root_id, tenant, cost_usd, tokens)
+        )
 
     async def draw(self, root_id: int, cost_usd: float, tokens: int) -> dict[str, Any] | None:
         """Draw from a hold: {ok, left_cost_usd, left_tokens}; None when there is no hold."""
-        return await self.db.fetch_one("SELECT * FROM cogo.draw(%s, %s::numeric, %s)", (root_id, cost_usd, tokens))
+        return await self.db.fetch_one(
+            "SELECT * FROM cogo.draw(%s, %s::numeric, %s)", (root_id, cost_usd, tokens)
+        )
 
-    async def keep(self, tenant: str, body: bytes, media_type: str = "application/json") -> str:
-        """Store a long result; its address for result_url. The same bytes are stored once."""
+    async def keep(
+        self, tenant: str, body: bytes, media_type: str = "application/json", *, conn: Connection | None = None
+    ) -> str:
+        """Store a long result; its address for result_url. The same bytes are stored once per tenant."""
         digest = hashlib.sha256(body).hexdigest()
-        sql = "INSERT INTO cogo.artifacts (tenant, digest, media_type, body) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
-        await self.db.execute(sql, (tenant, digest, media_type, body))
+        sql = """
+        INSERT INTO cogo.artifacts (tenant, digest, media_type, body) VALUES (%s, %s, %s, %s)
+        ON CONFLICT (tenant, digest) DO UPDATE SET created_at = now()
+        """  # retention counts from the last message that names it
+        await (conn or self.db).execute(sql, (tenant, digest, media_type, body))
         return f"/api/artifacts/{digest}"
 
     # -- results -------------------------------------------------------------------------------
@@ -244,10 +304,10 @@ class Bus:
         now = await self.peek(id)
         if now.terminal or timeout_s <= 0:
             return now
+        end = time.monotonic() + timeout_s
         async with self.watching(id, timeout_s) as changed:
-            with anyio.move_on_after(timeout_s):
-                while not (now := await self.peek(id)).terminal:
-                    await changed()
+            while not (now := await self.peek(id)).terminal and (left_s := end - time.monotonic()) > 0:
+                await changed(left_s)
         return now
 
     async def result(self, id: int, *, timeout_s: float = 30.0) -> Result:
@@ -260,22 +320,22 @@ class Bus:
     async def chunks(self, id: int, after: int = 0, timeout_s: float = 600.0) -> AsyncIterator[Chunk]:
         """Progress of a message after number `after`, as it comes, until it has ended."""
         sql = "SELECT n, kind, data FROM cogo.message_chunks WHERE message_id = %s AND n > %s ORDER BY n LIMIT 500"
+        end = time.monotonic() + timeout_s
         async with self.watching(id, timeout_s) as changed:
-            with anyio.move_on_after(timeout_s):
-                while True:
-                    ended = (await self.peek(id)).terminal  # read before the chunks: none can come after
-                    rows = await self.db.fetch(sql, (id, after))
-                    for row in rows:
-                        after = row["n"]
-                        yield Chunk(**row)
-                    if ended and not rows:
-                        return
-                    if not rows:
-                        await changed()
+            while True:  # no cancel scope here: it would cancel the reader's own code between two yields
+                ended = (await self.peek(id)).terminal  # read before the chunks: none can come after
+                rows = await self.db.fetch(sql, (id, after))
+                for row in rows:
+                    after = row["n"]
+                    yield Chunk(**row)
+                if not rows and (ended or time.monotonic() >= end):
+                    return
+                if not rows:
+                    await changed(end - time.monotonic())
 
     @asynccontextmanager
     async def watching(self, id: int, timeout_s: float) -> AsyncIterator[Any]:
-        """Register as a waiter, so that the end of the message notifies; gives `await changed()`.
+        """Register as a waiter, so that the end of the message notifies; gives `await changed(within_s)`.
 
         The wait has a floor of polling: a wakeup is only ever a hint.
         """
@@ -283,9 +343,9 @@ class Bus:
         event = self._wakeups.result_event(id) if self._wakeups else None
         poll_s = self._poll_s
 
-        async def changed() -> None:
+        async def changed(within_s: float = float("inf")) -> None:
             nonlocal poll_s
-            with anyio.move_on_after(poll_s):
+            with anyio.move_on_after(min(poll_s, within_s)):
                 if event is None:
                     await anyio.sleep_forever()
                 else:
@@ -293,21 +353,27 @@ class Bus:
             poll_s = min(poll_s * 1.5, 2.0)
 
         await self.db.execute(
-            "INSERT INTO cogo.bus_waiters VALUES (%s, %s, cogo.now() + %s * interval '1 s')", (id, token, timeout_s + 5)
+            "INSERT INTO cogo.bus_waiters VALUES (%s, %s, cogo.now() + %s * interval '1 s')",
+            (id, token, timeout_s + 5),
         )
         try:
             yield changed
         finally:
             if event is not None:
                 event.close()
-            with anyio.CancelScope(shield=True), anyio.move_on_after(2.0), translated():
-                await self.db.execute("DELETE FROM cogo.bus_waiters WHERE message_id = %s AND token = %s", (id, token))
+            # Best effort: a row that stays costs a NOTIFY at most, and is cleared away after `until`.
+            with suppress(BusUnavailable), anyio.move_on_after(2.0, shield=True):
+                await self.db.execute(
+                    "DELETE FROM cogo.bus_waiters WHERE message_id = %s AND token = %s", (id, token)
+                )
 
     # -- operators -----------------------------------------------------------------------------
 
     async def cancel(self, id: int, *, actor: str, reason: str = "") -> Status:
         """Cancel a message and whatever it waits for; its status afterwards. Raises MessageUnknown."""
-        status: Status | None = await self.db.fetch_value("SELECT cogo.cancel(%s, %s, %s)", (id, actor, reason))
+        status: Status | None = await self.db.fetch_value(
+            "SELECT cogo.cancel(%s, %s, %s)", (id, actor, reason)
+        )
         if status is None:
             raise MessageUnknown(f"there is no message {id}")
         # Locks go child -> parent only, so the children follow in transactions of their own.
@@ -318,7 +384,9 @@ class Bus:
     async def requeue(self, id: int, *, actor: str, reason: str = "") -> Status:
         """Put a failed or cancelled message back. Raises MessageUnknown, MessageState."""
         try:
-            status: Status | None = await self.db.fetch_value("SELECT cogo.requeue(%s, %s, %s)", (id, actor, reason))
+            status: Status | None = await self.db.fetch_value(
+                "SELECT cogo.requeue(%s, %s, %s)", (id, actor, reason)
+            )
         except psycopg.Error as error:
             if error.sqlstate == "CG410":
                 raise MessageState(str(error).splitlines()[0]) from error
@@ -336,7 +404,9 @@ class Bus:
 
 
 def _message(lane: Lane, row: tuple[Any, ...]) -> Message:
-    id, fence, tenant, payload, attempts, root_id, traceparent, runtime_s, expires_in_s, queued_ms, limit = row
+    id, fence, tenant, payload, attempts, root_id, traceparent, runtime_s, expires_in_s, queued_ms, limit = (
+        row
+    )
     return Message(
         id=id,
         key=RoutingKey(lane.service, lane.role, lane.shard, tenant),
@@ -356,12 +426,12 @@ async def _finish(conn: Connection, outcomes: Sequence[Outcome]) -> dict[int, St
     """Arrays sorted by id, so that two batches take their row locks in the same order."""
     batch = sorted(outcomes, key=lambda outcome: outcome.id)
     follow = [
-        {"parent": outcome.id, **msgspec.structs.asdict(follow_up)}
+        {"parent": outcome.id, "fence": outcome.fence, **msgspec.structs.asdict(follow_up)}
         for outcome in batch
         for follow_up in outcome.follow_ups
     ]
     events = [
-        {"id": outcome.id, "kind": event.kind, "detail": event.detail}
+        {"id": outcome.id, "fence": outcome.fence, "kind": event.kind, "detail": event.detail}
         for outcome in batch
         for event in outcome.events
     ]

@@ -8,77 +8,44 @@ was not notified).
 
 from __future__ import annotations
 
-import inspect
 import time
-import traceback
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_process
-import anyio.to_thread
-import msgspec
-from anyio.abc import TaskGroup
 
 from . import telemetry
+from .attempt import Runner, Running
 from .bus import Bus
-from .context import Context
-from .errors import (
-    AssignmentInvalid,
-    Bug,
-    BusUnavailable,
-    ClaimLost,
-    CogoError,
-    HandlerFailed,
-    HandlerTimeout,
-    TaskInvalid,
-    TtlExpired,
-)
+from .context import CHUNK_EVERY_S, Context
+from .errors import Bug, BusUnavailable, ClaimLost
 from .finisher import Finisher, Note
 from .lease import Lease
 from .listener import DEAF_POLL_S, Listener
-from .model import Assignment, Delegate, Lane, Message, Outcome, Reject, Retry, Role
+from .model import Lane, Message, Outcome, Role
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
 
 POLL_FIRST_S = 0.005
 FULL_BATCHES_TO_WAKE = 2
-
-
-class Envelope(msgspec.Struct):
-    """The part of a payload that core reads by itself."""
-
-    assignment: Assignment | None = msgspec.field(name="__assignment", default=None)
-
-
-_ENVELOPE = msgspec.json.Decoder(Envelope)
-
-
-class Running:
-    """A handler at work: how to stop it, and why it was stopped."""
-
-    def __init__(self, ctx: Context) -> None:
-        self.ctx = ctx
-        self.scope = anyio.CancelScope(deadline=_loop_deadline(ctx.deadline))
-        self.why: str | None = None
-        ctx.on_extend = self._extend
-
-    def stop(self, why: str) -> None:
-        self.why = self.why or why
-        self.ctx.cancel()
-        self.scope.cancel()
-
-    def _extend(self, deadline: float) -> None:
-        self.scope.deadline = _loop_deadline(deadline)
-
-
-def _loop_deadline(monotonic: float | None) -> float:
-    return float("inf") if monotonic is None else anyio.current_time() + monotonic - time.monotonic()
+ASLEEP_AT_LEAST_S = 1.0
+SUSPECT_S = 60.0
+RECOVER_EVERY_S = 5.0
 
 
 class Desk:
     """What all consumers of a process share."""
 
     def __init__(
-        self, bus: Bus, listener: Listener, lease: Lease, finisher: Finisher, *, poll_s: float, timeout_ms: int
+        self,
+        bus: Bus,
+        listener: Listener,
+        lease: Lease,
+        finisher: Finisher,
+        *,
+        poll_s: float,
+        timeout_ms: int,
     ) -> None:
         self.bus = bus
         self.listener = listener
@@ -87,13 +54,17 @@ class Desk:
         self.poll_s = poll_s
         self.timeout_ms = timeout_ms
         self.running: dict[int, Running] = {}
+        """By fence: a message that was reclaimed may be back here while its old handler still ends."""
+        self._suspect_until = 0.0
+        self._recover_at = 0.0
         listener.on_cancel(self.cancel)
         lease.on_lost = self.lease_lost
 
     def cancel(self, message_id: int) -> None:
         """The message was cancelled: stop its handler if it runs here."""
-        if running := self.running.get(message_id):
-            running.stop("cancelled")
+        for running in list(self.running.values()):
+            if running.ctx.message_id == message_id:
+                running.stop("cancelled")
 
     def lease_lost(self) -> None:
         """Nobody may act on a claim whose lease may have ended."""
@@ -105,35 +76,51 @@ class Desk:
         for running in list(self.running.values()):
             running.stop(why)
 
+    @property
+    def suspects(self) -> bool:
+        """True for a while after a claim broke off: it may have committed, and nobody here knows of it."""
+        return time.monotonic() < self._suspect_until
+
+    def suspect(self) -> None:
+        self._suspect_until = time.monotonic() + SUSPECT_S
+
+    async def recover(self) -> None:
+        """Put back the claims whose answer was lost with a connection. Raises BusUnavailable."""
+        if not self.suspects or time.monotonic() < self._recover_at:
+            return
+        self._recover_at = time.monotonic() + RECOVER_EVERY_S
+        known = [*self.running, *self.finisher.unwritten]
+        older_ms = int(RECOVER_EVERY_S * 1000)
+        count = await self.bus.give_back(self.lease.holder, self.lease.epoch, known, older_ms)
+        if count:
+            telemetry.log.warning(telemetry.line("claims.given_back", count=count, why="their answer was lost"))
+
 
 class Consumer:
     """One role's loop: claims for its lanes as long as it has free slots."""
 
     def __init__(self, name: str, role: Role, lanes: Sequence[Lane], desk: Desk, settings: Any) -> None:
-        if role.handle is None:
-            raise Bug(f"role {name} has no handler")
+        """Raises PluginFailed when messages can't be decoded for the role's handler."""
+        if not lanes:
+            raise Bug(f"role {name} has no lanes")
         self.name = name
         self.role = role
         self.lanes = list(lanes)
         self.free = role.concurrency
         self._desk = desk
         self._settings = settings
-        self._handle = role.handle
-        self._decoder = msgspec.json.Decoder(task_type(role.handle))
-        self._is_async = inspect.iscoroutinefunction(role.handle)
-        self._limiter = anyio.CapacityLimiter(role.concurrency)
+        self._runner = Runner(name, role, self._thread_ended)
+        self._abandoned: set[Running] = set()
+        self._unflushed: set[Running] = set()
+        self._chunk = anyio.Event()
         self._wakeup = anyio.Event()
-        self._asleep_epoch = 0
+        self._asleep: tuple[int, int] | None = None
+        self._asleep_since = 0.0
         self._stopping = False
         self._outage = telemetry.Outage(f"consumer.{name}")
         for lane in self.lanes:
             desk.listener.on_lane(lane, self._wake)
         desk.listener.on_connect(self._forget_sleep)
-
-    @property
-    def busy(self) -> bool:
-        """True while a handler of this role is at work."""
-        return self.free < self.role.concurrency
 
     def stop_claiming(self) -> None:
         """Let `run` return when the handlers that are at work have ended."""
@@ -142,38 +129,50 @@ class Consumer:
 
     async def run(self) -> None:
         """Claim and handle until stop_claiming()."""
+        try:
+            async with anyio.create_task_group() as side:
+                side.start_soon(self._flush_late)
+                async with anyio.create_task_group() as handlers:
+                    await self._feed(handlers)
+                side.cancel_scope.cancel()
+        finally:
+            self._desk.suspect()  # a claim may have been cut off
+
+    async def _feed(self, handlers: TaskGroup) -> None:
         poll_s, full = POLL_FIRST_S, 0
-        async with anyio.create_task_group() as tg:
-            while not self._stopping:
-                asked = self.free
-                if asked == 0:
-                    await self._wait(self._desk.poll_s)
-                    continue
-                self._wakeup = anyio.Event()  # before the claim: a wakeup during it must not be lost
-                try:
-                    got, due_s = await self._claim(asked, tg)
-                    full = full + 1 if got == asked else 0
-                    if got == asked:
-                        await self._wake_up_for_good(full)
-                        continue
-                    if await self._fall_asleep():
-                        continue  # look once more: what came before the registration was not notified
-                except BusUnavailable as error:
-                    self._outage.begin(error)
-                    await self._wait(0.5)
-                    continue
+        while not self._stopping:
+            self._wakeup = anyio.Event()  # before the claim: a wakeup during it must not be lost
+            asked = self.free
+            if asked == 0:
+                await self._wait(self._desk.poll_s)
+                continue
+            try:
+                got, due_s = await self._claim(asked, handlers)
                 self._outage.end()
-                woken = await self._wait(min(poll_s, self._longest_poll_s(), due_s or poll_s))
-                poll_s = POLL_FIRST_S if woken or got else min(poll_s * 2, self._desk.poll_s)
+                full = full + 1 if got == asked else 0
+                if got == asked:
+                    await self._wake_up_for_good(full)
+                    continue
+                await self._desk.recover()
+                if await self._fall_asleep():
+                    continue  # look once more: what came before the registration was not notified
+            except BusUnavailable as error:
+                self._outage.begin(error)
+                self._desk.suspect()
+                await self._wait(0.5)
+                continue
+            woken = await self._wait(min(poll_s, self._longest_poll_s(), due_s or poll_s))
+            poll_s = POLL_FIRST_S if woken or got else min(poll_s * 2, self._desk.poll_s)
 
     # -- claiming ------------------------------------------------------------------------------
 
-    async def _claim(self, asked: int, tg: TaskGroup) -> tuple[int, float | None]:
+    async def _claim(self, asked: int, handlers: TaskGroup) -> tuple[int, float | None]:
         """One claim per lane until the slots are full; how many came, and when a retry is due."""
         got, soonest = 0, None
         lease = self._desk.lease
         if not lease.stands:
             raise BusUnavailable("the lease of this process has run out; waiting for a beat")
+        self.lanes.append(self.lanes.pop(0))  # take turns: a busy shard must not starve the others
         for lane in self.lanes:
             if got == asked:
                 break
@@ -182,7 +181,7 @@ class Consumer:
             )
             for message in messages:
                 self.free -= 1
-                tg.start_soon(self._process, message)
+                handlers.start_soon(self._process, message)
             got += len(messages)
             if due_s is not None:
                 soonest = due_s if soonest is None else min(soonest, due_s)
@@ -198,140 +197,97 @@ class Consumer:
         return False
 
     def _longest_poll_s(self) -> float:
-        return self._desk.poll_s if self._desk.listener.pushing else min(DEAF_POLL_S, self._desk.poll_s)
+        own = RECOVER_EVERY_S if self._desk.suspects else self._desk.poll_s
+        return min(own, self._desk.poll_s if self._desk.listener.pushing else DEAF_POLL_S)
 
     async def _fall_asleep(self) -> bool:
         """True when this call registered the lanes as asleep."""
-        epoch = self._desk.lease.epoch
-        if self._asleep_epoch == epoch or not self._desk.listener.pushing:
+        lease = self._desk.lease
+        if self._asleep == lease.term or not self._desk.listener.pushing:
             return False
-        await self._desk.bus.sleep_on(self.lanes, epoch)
-        self._asleep_epoch = epoch
+        term = lease.term
+        await self._desk.bus.sleep_on(self.lanes, lease.epoch)
+        self._asleep, self._asleep_since = term, time.monotonic()
         return True
 
     async def _wake_up_for_good(self, full: int) -> None:
-        # Only after two full batches in a row: registering and leaving at every batch would make
-        # bus_idle the next table that bloats.
-        if self._asleep_epoch and full >= FULL_BATCHES_TO_WAKE:
-            epoch, self._asleep_epoch = self._asleep_epoch, 0
-            await self._desk.bus.awake_on(self.lanes, epoch)
+        # Only after two full batches in a row, and not within a second of falling asleep: registering
+        # and leaving at every batch would make bus_idle the next table that bloats.
+        awake = self._asleep is None or time.monotonic() - self._asleep_since < ASLEEP_AT_LEAST_S
+        if not awake and full >= FULL_BATCHES_TO_WAKE:
+            self._asleep = None
+            await self._desk.bus.awake_on(self.lanes, self._desk.lease.epoch)
 
     def _forget_sleep(self) -> None:
-        self._asleep_epoch = 0  # bus_idle is UNLOGGED: after a crash of Postgres it is empty
+        self._asleep = None  # bus_idle is UNLOGGED: after a crash of Postgres it is empty
 
     # -- one message ---------------------------------------------------------------------------
 
     async def _process(self, message: Message) -> None:
         started = time.monotonic()
+        desk = self._desk
+        ctx = Context(message, None, desk.bus, self._settings)
+        running = desk.running[message.fence] = Running(ctx)
+        ctx.on_chunk = lambda: self._flush_soon(running)
+        if not desk.lease.stands:
+            running.stop("lease")
+        outcome = None
         try:
-            outcome = await self._attempt(message)
+            outcome = await self._runner.run(running)
             if outcome is not None:
-                run_ms = (time.monotonic() - started) * 1000
-                note = Note(message.key, message.attempts, message.max_attempts, message.queued_ms, run_ms,
-                            telemetry.trace_id(message.traceparent or outcome.traceparent))  # fmt: skip
-                await self._desk.finisher.submit(outcome, note)
+                await desk.finisher.submit(outcome, self._note(ctx, outcome, started))
+        except anyio.get_cancelled_exc_class():
+            # This consumer is being stopped: give the message back now, not at the end of the lease.
+            ctx.cancel()
+            outcome = outcome or ctx.outcome("released")
+            desk.finisher.submit_last(outcome, self._note(ctx, outcome, started))
+            raise
         finally:
+            del desk.running[message.fence]
+            self._give_slot_back(running)
+
+    def _note(self, ctx: Context, outcome: Outcome, started: float) -> Note:
+        message = ctx.message
+        return Note(
+            key=message.key, attempt=message.attempts, max_attempts=message.max_attempts,
+            queued_ms=message.queued_ms, run_ms=(time.monotonic() - started) * 1000,
+            trace_id=telemetry.trace_id(message.traceparent or outcome.traceparent),
+        )  # fmt: skip
+
+    def _give_slot_back(self, running: Running) -> None:
+        """At once, or when the abandoned thread has ended."""
+        running.over = True
+        if running.in_thread:
+            self._abandoned.add(running)
+            telemetry.log.warning(telemetry.line("handler.abandoned", role=self.name,
+                id=running.ctx.message_id, threads=len(self._abandoned)))  # fmt: skip
+        else:
             self.free += 1
             self._wake()
 
-    async def _attempt(self, message: Message) -> Outcome | None:
-        """Run the handler once; None when there is nothing to write any more."""
-        ctx = Context(message, None, self._desk.bus, self._settings)
-        running = Running(ctx)
-        self._desk.running[message.id] = running
-        try:
-            if not self._desk.lease.stands:
-                running.stop("lease")
-            with running.scope:
-                return await self._call(message, ctx)
-            return self._stopped(running, ctx)
-        except Exception as error:  # noqa: BLE001 (whatever a handler raises ends its attempt)
-            return failure(_leaf(error), ctx)
-        finally:
-            del self._desk.running[message.id]
+    def _thread_ended(self, running: Running) -> None:
+        if running in self._abandoned:
+            self._abandoned.remove(running)
+            self.free += 1
+            self._wake()
 
-    async def _call(self, message: Message, ctx: Context) -> Outcome | None:
-        task, ctx.assignment = decode(message.payload, self._decoder)
-        with telemetry.process_span(f"{message.key.service}/{message.key.role}", message.id, message.traceparent):
-            if self._is_async:
-                result = await self._handle(task, ctx)
-            elif self.role.process:
-                result = await anyio.to_process.run_sync(self._handle, task, cancellable=True, limiter=self._limiter)
-            else:
-                # A thread cannot be interrupted: it is abandoned, and its late result is refused.
-                result = await anyio.to_thread.run_sync(
-                    self._handle, task, ctx, abandon_on_cancel=True, limiter=self._limiter
-                )
-        await ctx.flush()
-        if ctx.finished is not None:
-            telemetry.log.info(telemetry.line(f"message.{ctx.finished}", id=message.id, key=message.key))
-            return None
-        if isinstance(result, Delegate):
-            return ctx.delegated(result)
-        return await ctx.done(result)
+    # -- streamed answers ----------------------------------------------------------------------
 
-    def _stopped(self, running: Running, ctx: Context) -> Outcome | None:
-        """The scope was cancelled: by an operator, by the loss of the lease, by the drain, or by time."""
-        if running.why == "cancelled":
-            telemetry.log.info(telemetry.line("message.cancelled", id=ctx.message_id, key=ctx.key))
-            return None
-        if running.why is not None:
-            return ctx.outcome("released")
-        expires = ctx.message.expires_in_s
-        if expires is not None and ctx.message.runtime_s is not None and expires <= ctx.message.runtime_s:
-            return ctx.outcome("failed", error=TtlExpired("the time to live ran out during the work").line())
-        return ctx.outcome("retry", error=HandlerTimeout().line())
+    def _flush_soon(self, running: Running) -> None:
+        self._unflushed.add(running)
+        self._chunk.set()
 
-
-def task_type(handler: Any) -> Any:
-    """The type of a handler's first parameter; dict when it has no annotation."""
-    target = handler if inspect.isfunction(handler) or inspect.ismethod(handler) else handler.__call__
-    names = list(inspect.signature(target).parameters)
-    return get_type_hints(target).get(names[0], dict[str, Any]) if names else dict[str, Any]
-
-
-def decode(payload: bytes, decoder: msgspec.json.Decoder[Any]) -> tuple[Any, Assignment | None]:
-    """The task and the assignment of a payload. Raises TaskInvalid with the JSON path."""
-    assignment = None
-    try:
-        task = decoder.decode(payload)
-        if b'"__assignment"' in payload:
-            try:
-                assignment = _ENVELOPE.decode(payload).assignment
-            except msgspec.ValidationError as error:
-                raise AssignmentInvalid(str(error)) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise TaskInvalid(str(error)) from error
-    return task, assignment
-
-
-def failure(error: BaseException, ctx: Context) -> Outcome | None:
-    """The outcome for an exception; the error class decides what becomes of the message."""
-    if isinstance(error, Retry):
-        after_ms = None if error.after is None else int(error.after * 1000)
-        return ctx.outcome("retry", error=f"retry: {error.why}", retry_ms=after_ms)
-    if isinstance(error, Reject):
-        return ctx.outcome("failed", error=f"{error.code}: {error.why}")
-    if isinstance(error, BusUnavailable):
-        return ctx.outcome("released", error=error.line())  # not the message's fault: uncounted
-    if isinstance(error, ClaimLost):
-        telemetry.log.warning(telemetry.line("message.claim_lost", id=ctx.message_id, key=ctx.key))
-        return None
-    if not isinstance(error, CogoError):
-        detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        known = Bug if isinstance(error, AssertionError) else HandlerFailed
-        telemetry.log.error("".join(traceback.format_exception(error)).rstrip())
-        error = known(_printable(detail)[:2_000])
-    return ctx.outcome("retry" if error.fate == "retry" else "failed", error=_printable(error.line()))
-
-
-def _printable(text: str) -> str:
-    """Text that a text column takes: no NUL, no lone surrogates."""
-    return text.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
-
-
-def _leaf(error: BaseException) -> BaseException:
-    """A handler's task group wraps what it raised; with one exception inside, that one counts."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    async def _flush_late(self) -> None:
+        """Write the progress that no later call of progress() took along."""
+        while True:
+            await self._chunk.wait()
+            await anyio.sleep(CHUNK_EVERY_S)
+            self._chunk = anyio.Event()
+            late, self._unflushed = self._unflushed, set()
+            for running in late:
+                try:
+                    await running.ctx.flush()
+                except ClaimLost:
+                    running.stop("claim_lost")
+                except Exception as error:  # noqa: BLE001 (one stream must not end the role)
+                    telemetry.log.error(telemetry.line("chunk.refused", id=running.ctx.message_id, error=error))

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import msgspec
 
 from . import telemetry
-from .bus import Bus, encode_jsonb
+from .bus import Bus, check_key, check_options, encode_jsonb
 from .db import Connection, Database, Params
-from .errors import BudgetExceeded, ClaimLost, ModelDenied
+from .errors import (
+    BudgetExceeded,
+    BusUnavailable,
+    ClaimLost,
+    Invalid,
+    MessageState,
+    ModelDenied,
+    RoutingInvalid,
+)
 from .model import Assignment, BusEvent, Delegate, FollowUp, Message, Outcome, RoutingKey
 
 SNIPPET_BYTES = 16_000
@@ -31,7 +40,8 @@ class Transaction:
     def __init__(self, conn: Connection, ctx: Context) -> None:
         self._conn = conn
         self._ctx = ctx
-        self.outcome: Outcome | None = None
+        self.ending: str | FollowUp | None = None
+        """The result as JSON text, or the follow-up that the message will wait for."""
 
     async def fetch(self, sql: str, params: Params = ()) -> list[dict[str, Any]]:
         """All rows."""
@@ -43,12 +53,11 @@ class Transaction:
 
     def done(self, result: Any = None) -> None:
         """The message ends as done with this result when the transaction commits."""
-        snippet = encode_jsonb(result)
-        self.outcome = self._ctx.outcome("done", snippet=snippet)
+        self.ending = encode_jsonb(result)
 
     def delegate(self, delegate: Delegate) -> None:
         """The message waits for this follow-up from the moment the transaction commits."""
-        self.outcome = self._ctx.delegated(delegate)
+        self.ending = self._ctx.child(delegate)
 
 
 class ContextBus:
@@ -66,14 +75,15 @@ class ContextBus:
 
         By default it is inserted together with this message's finish, only if that succeeds, and
         None is returned. `now=True` inserts it at once and returns its id; a retry repeats it.
-        Raises RoutingInvalid, ResultInvalid.
+        Raises RoutingInvalid, ResultInvalid, Invalid.
         """
         if now:
-            key = RoutingKey.parse(to, tenant=self._ctx.key.tenant)
             return await self._bus.enqueue(
-                key, payload, idempotency_key=idempotency_key, priority=priority, ttl_ms=ttl_ms,
+                self._ctx.routed(to), payload, idempotency_key=idempotency_key, priority=priority, ttl_ms=ttl_ms,
                 traceparent=telemetry.new_traceparent(self._ctx.traceparent),
             )  # fmt: skip
+        if self._ctx.finished is not None:
+            raise MessageState("the message has ended already, nothing can leave with its finish; use now=True")
         self._ctx.follow_ups.append(
             self._ctx.follow_up(to, payload, key=idempotency_key, priority=priority, ttl_ms=ttl_ms)
         )
@@ -91,16 +101,22 @@ class Context:
         self.bus = ContextBus(self, bus)
         self.log: logging.Logger = telemetry.log
         self.traceparent = message.traceparent or telemetry.new_traceparent()
-        self.deadline = None if message.runtime_s is None else time.monotonic() + message.runtime_s
+        now = time.monotonic()
+        self.deadline = None if message.runtime_s is None else now + message.runtime_s
         """Monotonic seconds at which the handler is cancelled."""
+        self.expires = None if message.expires_in_s is None else now + message.expires_in_s
+        """Monotonic seconds at which the request's time to live ends."""
         self.follow_ups: list[FollowUp] = []
         self.events: list[BusEvent] = []
         self.finished: str | None = None
         """The status, once a transaction of the handler has finished the message."""
-        self.on_extend: Any = None
+        self.on_extend: Callable[[float], None] | None = None
+        self.on_chunk: Callable[[], None] | None = None
+        """Called when progress lies unwritten, so that somebody writes it soon."""
         self._bus = bus
         self._chunks: list[tuple[str, Any]] = []
         self._chunks_sent = 0.0
+        self._flushing: anyio.Lock | None = None
         self._cancelled = False
 
     @property
@@ -138,6 +154,8 @@ class Context:
         Raises BudgetExceeded when it would be overdrawn (nothing is drawn then), ModelDenied when
         the assignment names another model.
         """
+        if not (0 <= cost_usd < float("inf") and tokens >= 0):
+            raise Invalid("cost_usd and tokens are what a call uses: zero or more")
         allowed = self.assignment.model if self.assignment else None
         if model and allowed and model != allowed:
             raise ModelDenied(f"the assignment allows {allowed!r}, the handler asked for {model!r}")
@@ -153,31 +171,44 @@ class Context:
             )
 
     async def progress(self, data: Any, *, kind: str = "progress") -> None:
-        """Show progress, or stream a piece of the answer, to whoever waits; at most one write per 50 ms."""
+        """Show progress, or stream a piece of the answer, to whoever waits; at most one write per 50 ms.
+
+        Raises ResultInvalid, ClaimLost.
+        """
+        encode_jsonb(data)
         self._chunks.append((kind, data))
         if time.monotonic() - self._chunks_sent >= CHUNK_EVERY_S:
             await self.flush()
+        elif self.on_chunk is not None:
+            self.on_chunk()
 
     async def flush(self) -> None:
-        """Write what progress() has gathered. Raises ClaimLost."""
+        """Write what progress() has gathered; while the database is away it is kept. Raises ClaimLost."""
         if not self._chunks:
             return
-        chunks, self._chunks = self._chunks, []
-        self._chunks_sent = time.monotonic()
-        if not await self._bus.add_chunks(self.message.id, self.message.fence, chunks):
+        self._flushing = self._flushing or anyio.Lock()
+        async with self._flushing:  # two writers at once would swap the order
+            chunks, self._chunks = self._chunks, []
+            self._chunks_sent = time.monotonic()
+            try:
+                current = await self._bus.add_chunks(self.message.id, self.message.fence, chunks)
+            except BusUnavailable:
+                self._chunks[:0] = chunks  # an outage must not end the work whose progress this is
+                return
+        if not current:
             raise ClaimLost
 
     async def extend(self, seconds: float) -> None:
         """Ask for `seconds` from now, never past the request's ttl. Raises ClaimLost."""
         if not await self._bus.extend(self.message.id, self.message.fence, seconds):
             raise ClaimLost
-        ends = [seconds] if self.message.expires_in_s is None else [seconds, self.message.expires_in_s]
-        self.deadline = time.monotonic() + min(ends)
+        asked = time.monotonic() + seconds
+        self.deadline = asked if self.expires is None else min(asked, self.expires)
         if self.on_extend is not None:
             self.on_extend(self.deadline)
 
     def event(self, kind: str, /, **detail: Any) -> None:
-        """An audit event for public.bus_events, written with the finish."""
+        """An audit event for public.bus_events, written with the finish if the attempt succeeds."""
         encode_jsonb(detail)
         self.events.append(BusEvent(kind=kind, detail=detail))
 
@@ -190,17 +221,17 @@ class Context:
         async with self.db.transaction() as conn:
             tx = Transaction(conn, self)
             yield tx
-            if tx.outcome is not None:
-                accepted = await self._bus.finish([tx.outcome], conn)
+            if tx.ending is not None:
+                accepted = await self._bus.finish([await self._ended(tx.ending, conn)], conn)
                 if self.message.id not in accepted:
                     raise ClaimLost
-        if tx.outcome is not None:
+        if tx.ending is not None:
             self.finished = accepted[self.message.id]
 
     # -- how an attempt ends; for the consumer --------------------------------------------------
 
     def outcome(self, kind: Any, **fields: Any) -> Outcome:
-        """An outcome with what the handler gathered: follow-ups only if it succeeded, events always."""
+        """An outcome with what the handler gathered: follow-ups and events leave only if it succeeded."""
         success = kind in ("done", "delegated")
         follow_ups = [*self.follow_ups, *fields.pop("follow_ups", ())] if success else ()
         carries = bool(follow_ups or self.events)
@@ -211,21 +242,39 @@ class Context:
         )  # fmt: skip
 
     def delegated(self, to: Delegate) -> Outcome:
-        child = self.follow_up(to.to, to.payload, priority=to.priority, ttl_ms=to.ttl_ms, delegate=True)
-        return self.outcome("delegated", follow_ups=(child,))
+        return self.outcome("delegated", follow_ups=(self.child(to),))
 
     async def done(self, result: Any) -> Outcome:
         """The outcome for a returned value; a long one is stored as an artifact first."""
-        text = encode_jsonb(result)
-        if len(text) <= SNIPPET_BYTES:
-            return self.outcome("done", snippet=text)
-        url = await self._bus.keep(self.key.tenant, text.encode())
-        return self.outcome("done", snippet=text[:SNIPPET_CUT], url=url)
+        return await self._ended(encode_jsonb(result), None)
 
-    def follow_up(self, to: str, payload: Any, **options: Any) -> FollowUp:
+    async def _ended(self, ending: str | FollowUp, conn: Connection | None) -> Outcome:
+        if isinstance(ending, FollowUp):
+            return self.outcome("delegated", follow_ups=(ending,))
+        if len(ending) <= SNIPPET_BYTES and len(ending.encode()) <= SNIPPET_BYTES:
+            return self.outcome("done", snippet=ending)
+        url = await self._bus.keep(self.key.tenant, ending.encode(), conn=conn)
+        return self.outcome("done", snippet=ending[:SNIPPET_CUT], url=url)
+
+    def routed(self, to: str) -> RoutingKey:
+        """`to` within the message's own tenant. Raises RoutingInvalid for another one."""
         key = RoutingKey.parse(to, tenant=self.key.tenant)
+        if key.tenant != self.key.tenant:
+            raise RoutingInvalid(f"{to!r} names another tenant than the message's own, {self.key.tenant!r}")
+        return key
+
+    def child(self, to: Delegate) -> FollowUp:
+        return self.follow_up(to.to, to.payload, priority=to.priority, ttl_ms=to.ttl_ms, delegate=True)
+
+    def follow_up(
+        self, to: str, payload: Any, *, key: str | None = None, priority: int = 2,
+        ttl_ms: int | None = None, delegate: bool = False,
+    ) -> FollowUp:  # fmt: skip
+        """Checked now, so that the handler's line is what fails, and not the whole finish."""
+        lane = self.routed(to)
+        check_options(priority, ttl_ms)
         return FollowUp(
-            service=key.service, role=key.role, shard=key.shard, tenant=key.tenant,
-            payload=msgspec.Raw(encode_jsonb(payload).encode()),
-            traceparent=telemetry.new_traceparent(self.traceparent), **options,
+            service=lane.service, role=lane.role, shard=lane.shard, tenant=lane.tenant,
+            payload=msgspec.Raw(encode_jsonb(payload).encode()), key=check_key(key), priority=priority,
+            ttl_ms=ttl_ms, delegate=delegate, traceparent=telemetry.new_traceparent(self.traceparent),
         )  # fmt: skip

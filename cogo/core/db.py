@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, LiteralString, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import anyio
 import msgspec
@@ -72,14 +72,14 @@ class Database:
     Every method raises BusUnavailable when the database is away; other database errors pass.
     """
 
-    def __init__(self, dsn: str, *, application: str = "cogo", pool_max: int = 8) -> None:
+    def __init__(self, dsn: str, *, application: str = "cogo", pool_min: int = 1, pool_max: int = 8) -> None:
         self.dsn = dsn
         self.application = application
         self._idle_since: dict[int, float] = {}
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             conninfo(dsn, application),
             kwargs={"autocommit": True, "row_factory": dict_row},
-            min_size=1,
+            min_size=pool_min,
             max_size=pool_max,
             max_idle=60.0,
             timeout=10.0,
@@ -126,13 +126,13 @@ class Database:
     async def fetch(self, sql: str, params: Params = ()) -> list[dict[str, Any]]:
         """All rows."""
         async with self.connection() as conn:
-            cursor = await conn.execute(cast("LiteralString", sql), params)
+            cursor = await conn.execute(sql, params)
             return await cursor.fetchall()
 
     async def fetch_one(self, sql: str, params: Params = ()) -> dict[str, Any] | None:
         """The first row, or None."""
         async with self.connection() as conn:
-            cursor = await conn.execute(cast("LiteralString", sql), params)
+            cursor = await conn.execute(sql, params)
             return await cursor.fetchone()
 
     async def fetch_value(self, sql: str, params: Params = ()) -> Any:
@@ -143,14 +143,14 @@ class Database:
     async def execute(self, sql: str, params: Params = ()) -> int:
         """Run a statement; the number of rows it touched."""
         async with self.connection() as conn:
-            cursor = await conn.execute(cast("LiteralString", sql), params)
+            cursor = await conn.execute(sql, params)
             return cursor.rowcount
 
     async def copy_in(self, copy_sql: str, rows: Iterable[Sequence[Any]]) -> int:
         """`COPY table (columns) FROM STDIN` with these rows; how many."""
         sent = 0
         async with self.connection() as conn, conn.cursor() as cursor:
-            async with cursor.copy(cast("LiteralString", copy_sql)) as copy:
+            async with cursor.copy(copy_sql) as copy:
                 for row in rows:
                     await copy.write_row(row)
                     sent += 1

@@ -153,6 +153,14 @@ class DataHomeVersion(ConfigError):
     hint = "Dump and restore it with that version, or choose a new COGO_DATA_DIR."
 
 
+class RoleCrashed(CogoError):
+    """A role crashed again and again; the process ends so that its supervisor sees it."""
+
+    code = "role_crashed"
+    hint = "The tracebacks before this line say why; run the other roles without it by --roles."
+    fate = "none"
+
+
 # -- a message's task or assignment is not acceptable (failed at once) ------------------------
 
 

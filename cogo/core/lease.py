@@ -40,11 +40,18 @@ class Lease:
         self.deadline = 0.0
         """Monotonic seconds; past it this process must not act on its claims."""
         self.on_lost: Callable[[], None] = lambda: None
+        self._lost = 0
+        self._left = False
         self._conn: psycopg.AsyncConnection[Any] | None = None
 
     @property
     def stands(self) -> bool:
         return time.monotonic() < self.deadline
+
+    @property
+    def term(self) -> tuple[int, int]:
+        """Another value each time the lease began anew: what was built on the old one may be gone."""
+        return self.epoch, self._lost
 
     async def register(self) -> None:
         """Take an epoch from the database. The same HOLDER_ID twice is legal, with a warning."""
@@ -66,44 +73,64 @@ class Lease:
                 hint="two live processes share a HOLDER_ID: legal, but logs are harder to read"))  # fmt: skip
 
     async def run(self) -> None:
-        """Beat for ever. When the local deadline passes, `on_lost` is called once per loss."""
+        """Beat until leave(). When the local deadline passes, `on_lost` is called, once per loss."""
         outage = telemetry.Outage("lease")
         lost = False
-        while True:
-            await anyio.sleep(self.beat_s if self.stands and not outage.on else 0.5)
+        while not self._left:
+            await anyio.sleep(min(0.5 if outage.on else self.beat_s, self._left_s()))
+            # Before the beat too: after a stop of the whole process the first beat succeeds, but
+            # others may have taken the messages in between.
+            lost = self._note_loss(lost)
             sent = time.monotonic()
             try:
                 await self._beat()
-            except (BusUnavailable, TimeoutError) as error:
+            except (BusUnavailable, TimeoutError, psycopg.Error) as error:
                 outage.begin(error)
                 await self._drop_connection()
+                lost = self._note_loss(lost)
             else:
                 outage.end()
                 self._accept(sent)
                 lost = False
-            if not self.stands and not lost:
-                lost = True
-                self.on_lost()
+
+    def _left_s(self) -> float:
+        """Seconds until the local deadline; once that has passed, half a second."""
+        left_s = self.deadline - time.monotonic()
+        return left_s if left_s > 0 else 0.5
+
+    def _note_loss(self, lost: bool) -> bool:
+        if not lost and not self.stands:
+            self._lost += 1
+            self.on_lost()
+            return True
+        return lost
 
     async def leave(self) -> None:
         """End the lease now, so that what is left is taken up at once; best effort."""
+        self._left = True  # a beat after this would keep the claims of a process that is gone
+        self.deadline = 0.0
         try:
-            with anyio.move_on_after(2.0), translated():
+            with anyio.move_on_after(2.0, shield=True), translated():
                 await (await self._connection()).execute("SELECT cogo.leave(%s)", (self.epoch,))
         except BusUnavailable:
             pass  # it ends by itself
         await self._drop_connection()
 
     async def _beat(self) -> None:
-        with anyio.fail_after(self.beat_s), translated():
+        # While the lease stands no longer than it does, so that a loss is noticed in time.
+        with anyio.fail_after(min(self.beat_s, self._left_s()) if self.stands else self.beat_s), translated():
             conn = await self._connection()
+            if self._left:
+                return
             cursor = await conn.execute("SELECT cogo.beat(%s, %s)", (self.epoch, self.lease_ms))
             row = await cursor.fetchone()
-        if row is None or not row[0]:  # the holder row was deleted: start anew under a new epoch
+        if row is None or not row[0]:  # the holder row was deleted, and with it every claim of this epoch
+            self.deadline = 0.0
+            self._note_loss(lost=False)
             await self.register()
 
     def _accept(self, sent: float) -> None:
-        self.deadline = sent + self.lease_ms / 1000 * LOCAL_SHARE
+        self.deadline = 0.0 if self._left else sent + self.lease_ms / 1000 * LOCAL_SHARE
 
     async def _connection(self) -> psycopg.AsyncConnection[Any]:
         if self._conn is None or self._conn.closed:

@@ -14,7 +14,7 @@ import anyio
 import psycopg
 
 from . import telemetry
-from .db import connect, translated
+from .db import connect
 from .errors import BusUnavailable
 from .model import Lane
 
@@ -64,40 +64,38 @@ class NotifyTransport:
     async def run(self, ready: Callable[[], None]) -> AsyncIterator[str]:
         conn = await connect(self._dsn, self._application)
         try:
-            with translated():
-                with anyio.fail_after(PROBE_S):
-                    await conn.execute(f"LISTEN {CHANNEL}")
-                ready()
-                async for text in self._texts(conn):
-                    yield text
+            with anyio.fail_after(PROBE_S):
+                await conn.execute(f"LISTEN {CHANNEL}")
+            ready()
+            async for text in self._texts(conn):
+                yield text
         except TimeoutError as error:
             raise BusUnavailable("the listener's own wakeup did not come back") from error
+        except psycopg.Error as error:
+            raise BusUnavailable(f"the listener's connection failed: {error}") from error
         finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
+            with anyio.move_on_after(1.0, shield=True):
                 await conn.close()
 
     async def _texts(self, conn: psycopg.AsyncConnection[Any]) -> AsyncIterator[str]:
-        serial = 0
-        probe_due = time.monotonic() + PROBE_S
+        # notifies() is never left before its time is up: what it had read already would be lost.
+        probe, serial = "", 0
+        due = time.monotonic() + PROBE_S
         while True:
-            wait_s = max(0.01, probe_due - time.monotonic())
-            async for note in conn.notifies(timeout=wait_s):
-                yield note.payload
-            if time.monotonic() < probe_due:
+            async for note in conn.notifies(timeout=max(0.01, due - time.monotonic())):
+                if note.payload != probe:
+                    yield note.payload
+                    continue
+                probe, due = "", time.monotonic() + PROBE_S
+            if time.monotonic() < due:
                 continue
+            if probe:
+                raise TimeoutError
             serial += 1
             probe = f"probe:{conn.info.backend_pid}:{serial}"
             with anyio.fail_after(PROBE_ANSWER_S):
                 await conn.execute("SELECT pg_notify(%s, %s)", (CHANNEL, probe))
-            found = False
-            async for note in conn.notifies(timeout=PROBE_ANSWER_S):
-                found = note.payload == probe
-                if found:
-                    break
-                yield note.payload
-            if not found:
-                raise TimeoutError
-            probe_due = time.monotonic() + PROBE_S
+            due = time.monotonic() + PROBE_ANSWER_S
 
 
 async def pushes_arrive(dsn: str, application: str) -> bool:

@@ -18,6 +18,7 @@ import msgspec
 import psycopg
 
 from .._version import __version__
+from .db import connect
 from .errors import SchemaAhead, SchemaBehind
 
 MAIN_LINE = "cogo"
@@ -88,7 +89,7 @@ async def apply(dsn: str, plugins: Mapping[str, Traversable] | None = None) -> l
     Each migration is a transaction of its own, so a failure leaves the earlier ones in place.
     """
     done: list[str] = []
-    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn:
+    async with await connect(dsn, "cogo:migrate") as conn:
         await conn.execute("SELECT pg_advisory_lock(%s)", (_LOCK,))
         await conn.execute("SET client_min_messages = warning")
         await conn.execute(_BOOTSTRAP)
@@ -108,15 +109,15 @@ async def check(conn: psycopg.AsyncConnection[Any], plugins: Mapping[str, Traver
     for line, steps in lines(plugins).items():
         missing = await _missing(conn, line, steps)
         if missing:
-            raise SchemaBehind(f"{len(missing)} migration(s) are not applied, the first is {line}/{missing[0].name}")
+            raise SchemaBehind(
+                f"{len(missing)} migration(s) are not applied, the first is {line}/{missing[0].name}"
+            )
     await _refuse_newer(conn)
     if await _functions_differ(conn):
         raise SchemaBehind("the functions in schema cogo are older than this version's")
 
 
-async def _missing(
-    conn: psycopg.AsyncConnection[Any], line: str, steps: list[Migration]
-) -> list[Migration]:
+async def _missing(conn: psycopg.AsyncConnection[Any], line: str, steps: list[Migration]) -> list[Migration]:
     rows = await conn.execute("SELECT number FROM cogo.migrations WHERE line = %s", (line,))
     applied = {row[0] for row in await rows.fetchall()}
     return [step for step in steps if step.number not in applied]

@@ -82,7 +82,9 @@ def resolve(name: str) -> str:
         return short
     near = difflib.get_close_matches(name, [*known, *PROCESS_NAMES], 1)
     ask = f"did you mean {near[0]!r}? " if near else ""
-    raise UnknownRole(f"no installed plugin brings the role {name!r}; {ask}installed: {', '.join(sorted(known))}")
+    raise UnknownRole(
+        f"no installed plugin brings the role {name!r}; {ask}installed: {', '.join(sorted(known))}"
+    )
 
 
 class Plugin:
@@ -107,12 +109,12 @@ class Registry:
 
     @classmethod
     def load(cls, settings: Settings, inline: Sequence[Role] = ()) -> Registry:
-        """Import and register what the settings enable; `inline` roles need no plugin.
+        """Import and register what the settings enable; with `inline` roles only what they name.
 
         Raises UnknownRole, PluginFailed, UnknownSetting, InvalidSetting.
         """
         registry = cls()
-        for name in enabled_names(settings) if not inline else ():
+        for name in enabled_names(settings) if settings.roles or not inline else ():
             registry.add(name)
         for role in inline:
             registry.add_inline(role)
@@ -121,7 +123,9 @@ class Registry:
             plugin.settings = registry._settings(plugin, settings)
             plugin.role = plugin.role or registry.call("cogo_role", plugin)
             if plugin.role is not None and not isinstance(plugin.role, Role):
-                raise PluginFailed(f"{plugin.about}: cogo_role returned {type(plugin.role).__name__}, not Role")
+                raise PluginFailed(
+                    f"{plugin.about}: cogo_role returned {type(plugin.role).__name__}, not Role"
+                )
         return registry
 
     def add(self, name: str) -> None:
@@ -149,7 +153,9 @@ class Registry:
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             name = self._manager.get_name(error.plugin) or "?"
-            raise PluginFailed(f"{self.plugins[name].about} has a hook that does not exist: {error}") from error
+            raise PluginFailed(
+                f"{self.plugins[name].about} has a hook that does not exist: {error}"
+            ) from error
         for plugin in self.plugins.values():
             for caller in self._manager.get_hookcallers(plugin.module) or ():
                 for impl in caller.get_hookimpls():
@@ -169,7 +175,9 @@ class Registry:
                 except CogoError:
                     raise
                 except Exception as error:
-                    raise PluginFailed(f"{plugin.about}: {hook} failed: {type(error).__name__}: {error}") from error
+                    raise PluginFailed(
+                        f"{plugin.about}: {hook} failed: {type(error).__name__}: {error}"
+                    ) from error
         return None
 
     def routes(self) -> list[Any]:
@@ -195,7 +203,9 @@ class Registry:
         if unknown := set(given) - set(known):
             near = difflib.get_close_matches(min(unknown), known, 1)
             ask = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-            raise InvalidSetting(f"plugins.{plugin.name}.{min(unknown)} is not a setting of {plugin.about}{ask}")
+            raise InvalidSetting(
+                f"plugins.{plugin.name}.{min(unknown)} is not a setting of {plugin.about}{ask}"
+            )
         try:
             return msgspec.convert(given, kind)
         except msgspec.ValidationError as error:

@@ -10,8 +10,8 @@ import os
 import platform
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,30 +27,24 @@ from .bus import Bus
 from .consumer import Consumer, Desk
 from .db import Database, connect
 from .embedded import own_or_share
-from .errors import BusUnavailable, CogoError
+from .errors import BusUnavailable, CogoError, RoleCrashed
 from .finisher import Finisher
 from .lease import Lease
 from .listener import Listener
 from .model import Lane, Role
 from .registry import Plugin, Registry, lane_rows, lanes_of
 from .settings import Settings, make_data_home
+from .watchdog import Watchdog
 
+HOT_CONNECTIONS = 3
 RESTARTS = 20
 RESTART_WINDOW_S = 60.0
-LAG_EVERY_S = 0.5
 FORCED_END_S = 5.0
 
 Service = Callable[["Runtime", TaskGroup], Awaitable[Mapping[str, Any]]]
 """Started after the lifespans in the runtime's task group; it ends by itself when `stop` is set.
 
 What it returns (for HTTP: host, port) goes into servers/<pid>.json."""
-
-
-class RoleCrashed(CogoError):
-    """A role crashed again and again; the process ends so that its supervisor sees it."""
-
-    code = "role_crashed"
-    hint = "The tracebacks before this line say why; run the other roles without it by --roles."
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -75,8 +69,9 @@ class Runtime:
         self.started_at = datetime.now(UTC)
         self.stop = anyio.Event()
         self.lanes: list[Lane] = []
-        self.loop_lag_ms = 0.0
+        self.watchdog = _watchdog(registry.plugins.values())
         self.db = Database(dsn, application=self.application, pool_max=settings.pool_max)
+        self.hot = Database(dsn, application=self.application, pool_min=HOT_CONNECTIONS, pool_max=HOT_CONNECTIONS)
         self.listener: Listener
         self.lease: Lease
         self.bus: Bus
@@ -96,7 +91,7 @@ class Runtime:
         live = self.listener.live
         return Health(
             ready=database and live, database=database, listener=live,
-            listener_mode=self.listener.transport.name, loop_lag_ms=round(self.loop_lag_ms, 1),
+            listener_mode=self.listener.transport.name, loop_lag_ms=round(self.watchdog.lag_ms, 1),
         )  # fmt: skip
 
 
@@ -116,14 +111,38 @@ async def run(
     ConfigError and its kin before anything has started.
     """
     registry = Registry.load(settings, inline)
+    with _bare_errors():
+        await _run(settings, registry, upgrade, services, stop, signals, ready)
+    telemetry.log.info(telemetry.line("process.stopped", holder=settings.holder))
+
+
+@contextmanager
+def _bare_errors() -> Iterator[None]:
+    """Task groups wrap what ends them; a CogoError that stands alone in there is what the caller sees."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        if isinstance(error, CogoError):
+            raise error from None
+        raise
+
+
+async def _run(
+    settings: Settings, registry: Registry, upgrade: bool, services: Sequence[Service],
+    stop: anyio.Event | None, signals: bool, ready: Callable[[Runtime], None],
+) -> None:  # fmt: skip
     async with AsyncExitStack() as stack:
         dsn, watch = await _database(settings, stack)
         await _schema(dsn, registry, upgrade=upgrade or settings.embedded)
         runtime = Runtime(settings, registry, dsn)
         if stop is not None:
             runtime.stop = stop
-        stack.push_async_callback(runtime.db.close)
-        await runtime.db.open()
+        for database in (runtime.db, runtime.hot):
+            stack.push_async_callback(database.close)
+            await database.open()
         async with anyio.create_task_group() as infra:
             if watch is not None:
                 infra.start_soon(watch)
@@ -133,10 +152,11 @@ async def run(
             await _work(runtime, services, ready)
             await runtime.lease.leave()
             infra.cancel_scope.cancel()
-    telemetry.log.info(telemetry.line("process.stopped", holder=settings.holder))
 
 
-async def _database(settings: Settings, stack: AsyncExitStack) -> tuple[str, Callable[[], Awaitable[None]] | None]:
+async def _database(
+    settings: Settings, stack: AsyncExitStack
+) -> tuple[str, Callable[[], Coroutine[Any, Any, None]] | None]:
     if settings.database_url is not None:
         return settings.database_url.reveal(), None
     embedded = await stack.enter_async_context(own_or_share(settings))
@@ -169,7 +189,7 @@ async def _connect(runtime: Runtime, infra: TaskGroup) -> None:
     runtime.lanes = sorted({lane for role in roles for lane in lanes_of(role, settings)})
     transport = await listeners.choose(settings.listener, runtime.dsn, runtime.application)
     runtime.listener = Listener(transport)
-    runtime.bus = Bus(runtime.db, runtime.listener)
+    runtime.bus = Bus(runtime.db, runtime.listener, hot=runtime.hot)
     runtime.lease = Lease(
         runtime.dsn, runtime.application, holder=settings.holder, roles=runtime.roles,
         lanes=[str(lane) for lane in runtime.lanes], beat_ms=settings.beat_ms, lease_ms=settings.lease_ms,
@@ -177,9 +197,11 @@ async def _connect(runtime: Runtime, infra: TaskGroup) -> None:
     )  # fmt: skip
     await _publish_lanes(runtime.db, roles)
     await runtime.lease.register()
+    if runtime.lanes:
+        await runtime.bus.warm_up(HOT_CONNECTIONS)
     infra.start_soon(runtime.listener.run)
     infra.start_soon(runtime.lease.run)
-    infra.start_soon(_measure_lag, runtime)
+    infra.start_soon(runtime.watchdog.beat)
 
 
 async def _publish_lanes(db: Database, roles: Sequence[Role]) -> None:
@@ -197,14 +219,9 @@ async def _publish_lanes(db: Database, roles: Sequence[Role]) -> None:
         await db.execute(sql, row)
 
 
-async def _measure_lag(runtime: Runtime) -> None:
-    """How late the loop wakes up: what /livez shows and what blocking handlers raise."""
-    while True:
-        due = time.monotonic() + LAG_EVERY_S
-        await anyio.sleep(LAG_EVERY_S)
-        runtime.loop_lag_ms = max(0.0, time.monotonic() - due) * 1000
-        if runtime.loop_lag_ms > 1_000:
-            telemetry.log.warning(telemetry.line("loop.blocked", lag_ms=runtime.loop_lag_ms, roles=",".join(runtime.roles)))
+def _watchdog(plugins: Iterable[Plugin]) -> Watchdog:
+    handlers = {plugin.name: plugin.role.handle for plugin in plugins if plugin.role and plugin.role.handle}
+    return Watchdog({getattr(handle, "__module__", ""): name for name, handle in handlers.items()})
 
 
 async def _work(runtime: Runtime, services: Sequence[Service], ready: Callable[[Runtime], None]) -> None:
@@ -215,10 +232,14 @@ async def _work(runtime: Runtime, services: Sequence[Service], ready: Callable[[
         runtime.bus, runtime.listener, runtime.lease, finisher,
         poll_s=settings.poll_ms / 1000, timeout_ms=settings.reclaim_after_ms,
     )  # fmt: skip
-    consumers = [_consumer(plugin, desk, settings) for plugin in runtime.registry.plugins.values() if _consumes(plugin)]
+    consumers = [
+        _consumer(plugin, desk, settings) for plugin in runtime.registry.plugins.values() if _consumes(plugin)
+    ]
     async with AsyncExitStack() as stack:
         for plugin in runtime.registry.plugins.values():
-            if lifespan := runtime.registry.call("cogo_lifespan", plugin, runtime=runtime, settings=plugin.settings):
+            if lifespan := runtime.registry.call(
+                "cogo_lifespan", plugin, runtime=runtime, settings=plugin.settings
+            ):
                 await stack.enter_async_context(lifespan)
         async with anyio.create_task_group() as work, anyio.create_task_group() as loops:
             work.start_soon(finisher.run)
@@ -229,29 +250,22 @@ async def _work(runtime: Runtime, services: Sequence[Service], ready: Callable[[
                 for consumer in consumers:
                     busy.start_soon(supervise, consumer.name, consumer.run)
                 async with _announced(runtime, about):
-                    ready(runtime)
-                    await runtime.stop.wait()
-                    await _drain(consumers, desk, busy, settings.grace_s)
+                    with runtime.watchdog.watching():  # not earlier: imports at boot block nobody's handler
+                        ready(runtime)
+                        await runtime.stop.wait()
+                for consumer in consumers:
+                    consumer.stop_claiming()  # each ends when its handlers have
+                loops.start_soon(_end_grace, desk, busy, settings.grace_s)
             loops.cancel_scope.cancel()
-            finisher.close()
+            finisher.close(within_s=FORCED_END_S)
 
 
-async def _drain(consumers: Sequence[Consumer], desk: Desk, busy: TaskGroup, grace_s: float) -> None:
-    """No more claims; handlers get the grace, then they are stopped and their messages given back."""
-    for consumer in consumers:
-        consumer.stop_claiming()
-
-    async def enforce() -> None:
-        await anyio.sleep(grace_s)
-        desk.stop_all("drain")
-        await anyio.sleep(FORCED_END_S)
-        busy.cancel_scope.cancel()  # what still runs now ignores cancellation: the lease gives it back
-
-    async with anyio.create_task_group() as timer:
-        timer.start_soon(enforce)
-        while any(consumer.busy for consumer in consumers):
-            await anyio.sleep(0.01)
-        timer.cancel_scope.cancel()
+async def _end_grace(desk: Desk, busy: TaskGroup, grace_s: float) -> None:
+    """The drain's clock: after the grace handlers are stopped and their messages given back."""
+    await anyio.sleep(grace_s)
+    desk.stop_all("drain")
+    await anyio.sleep(FORCED_END_S)
+    busy.cancel_scope.cancel()  # what still runs now ignores cancellation: the end of the lease frees it
 
 
 def _consumes(plugin: Plugin) -> bool:
@@ -296,7 +310,9 @@ async def supervise(name: str, run: Callable[..., Awaitable[None]], *args: Any) 
             now = time.monotonic()
             crashes = [at for at in crashes if now - at < RESTART_WINDOW_S] + [now]
             if len(crashes) > RESTARTS:
-                raise RoleCrashed(f"role {name} crashed {len(crashes)} times in {RESTART_WINDOW_S:g} s") from error
+                raise RoleCrashed(
+                    f"role {name} crashed {len(crashes)} times in {RESTART_WINDOW_S:g} s"
+                ) from error
             await anyio.sleep(min(5.0, 0.1 * 2 ** len(crashes)))
 
 

@@ -54,6 +54,9 @@ def configure(level: str, *, as_json: bool = False) -> None:
     log.handlers[:] = [handler]
     log.setLevel(level.upper())
     log.propagate = False
+    # The driver warns of each connection that a cancelled task leaves behind and of every attempt to
+    # connect during an outage; both are ours to report, in one line.
+    logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 
 def new_traceparent(parent: str | None = None) -> str:

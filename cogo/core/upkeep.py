@@ -14,12 +14,12 @@ import anyio
 import psycopg
 
 from . import telemetry
-from .bus import Bus
 from .errors import BusUnavailable
-from .settings import Settings
 
 if TYPE_CHECKING:
+    from .bus import Bus
     from .runtime import Runtime
+    from .settings import Settings
 
 RECLAIM_EVERY_S = 1.0
 RECLAIM_BATCH = 1_000
@@ -39,13 +39,14 @@ async def reclaim_once(bus: Bus, settings: Settings, *, roll_up: bool = False) -
         args = (RECLAIM_BATCH, settings.lease_ms, settings.reclaim_after_ms)
         rows = await (await conn.execute("SELECT * FROM cogo.reclaim(%s, %s, %s)", args)).fetchall()
         for found in rows:
-            telemetry.log.warning(telemetry.line("message.reclaimed", id=found["id"], now=found["status"], why=found["why"]))
+            telemetry.log.warning(
+                telemetry.line("message.reclaimed", id=found["id"], now=found["status"], why=found["why"])
+            )
         expired = await (await conn.execute("SELECT cogo.expire(%s) AS n", (RECLAIM_BATCH,))).fetchone()
         moved = len(rows) + (expired["n"] if expired else 0)
         if roll_up:
             await conn.execute("SELECT cogo.roll_up()")
-    moved += await bus.db.fetch_value("SELECT cogo.cascade_cancels()")
-    return moved
+    return moved + int(await bus.db.fetch_value("SELECT cogo.cascade_cancels()"))
 
 
 async def reclaim(runtime: Runtime) -> None:
@@ -78,14 +79,15 @@ async def retain_once(bus: Bus, days: float) -> int:
             ).fetchone()
         deleted += found["deleted"] if found else 0
         after = found["next_after"] if found else None
-    await bus.db.execute("SELECT cogo.retain_rest(%s)", (days,))
+    while await bus.db.fetch_value("SELECT cogo.retain_rest(%s, %s)", (days, RETAIN_BATCH)) >= RETAIN_BATCH:
+        pass
     return deleted
 
 
 async def retain(runtime: Runtime) -> None:
     """The retention's loop: a pass each hour, the first within a minute of the start."""
     outage = telemetry.Outage("retention")
-    await anyio.sleep(random.uniform(5, 60))  # noqa: S311 (spreads the processes of one deployment)
+    await anyio.sleep(random.uniform(5, 60))  # spreads the processes of one deployment
     while True:
         try:
             deleted = await retain_once(runtime.bus, runtime.settings.retention_days)

@@ -6,6 +6,13 @@ LANGUAGE sql STABLE AS $$
   SELECT now() + coalesce(nullif(current_setting('cogo.clock_offset', true), ''), '0')::interval
 $$;
 
+-- Who acts, for the audit: named by our own callers, the user of a PostgREST request, or the login.
+CREATE OR REPLACE FUNCTION cogo.actor() RETURNS text
+LANGUAGE sql STABLE SET search_path = '' AS $$
+  SELECT coalesce(nullif(current_setting('cogo.actor', true), ''),
+    nullif(current_setting('request.jwt.claims', true), '')::jsonb ->> 'sub', session_user)
+$$;
+
 -- Histogram bucket of a duration: 0.1 ms * 1.2^b, so a percentile is right to 10 %; 0..127.
 CREATE OR REPLACE FUNCTION cogo.bucket(p_from timestamptz, p_to timestamptz) RETURNS smallint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
@@ -55,4 +62,24 @@ BEGIN
 
   UPDATE cogo.budget_holds SET closed_at = v_now WHERE root_id = ANY (p_ids) AND closed_at IS NULL;
   PERFORM cogo.wake_waiters(p_ids);
+END $$;
+
+-- What each retry brings with it, except on the hot path of finish(): the event of the lane, the one of
+-- the message that waits for it, and the counters.
+CREATE OR REPLACE FUNCTION cogo.record_retries(p_ids bigint[], p_actor text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+BEGIN
+  INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
+  SELECT l.events || '_retry', w.id, w.trace_id, w.tenant, w.service, w.role, w.shard, p_actor,
+         jsonb_strip_nulls(jsonb_build_object(
+           'target', nullif(m.id, w.id), 'error', m.error, 'attempts', m.attempts))
+  FROM public.agent_messages m
+  CROSS JOIN LATERAL (VALUES (m.id), (m.reply_to)) AS told(id)
+  JOIN public.agent_messages w ON w.id = told.id AND (w.id = m.id OR w.status = 'waiting')
+  JOIN cogo.bus_lanes l ON l.service = w.service AND l.role = w.role AND l.events IS NOT NULL
+  WHERE m.id = ANY (p_ids) AND m.status = 'queued';
+
+  INSERT INTO cogo.bus_stats (service, role, tenant, status, n)
+  SELECT m.service, m.role, m.tenant, 'retry', count(*)
+  FROM public.agent_messages m WHERE m.id = ANY (p_ids) AND m.status = 'queued' GROUP BY 1, 2, 3;
 END $$;

@@ -10,16 +10,20 @@ CREATE OR REPLACE FUNCTION cogo.enqueue(
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
 DECLARE old public.agent_messages;
 BEGIN
-  RETURN QUERY
-    INSERT INTO public.agent_messages AS m
-      (service, role, shard, tenant, payload, idempotency_key, traceparent, priority, expires_at)
-    VALUES (p_service, p_role, p_shard, p_tenant, p_payload, p_key, p_traceparent, p_priority,
-            cogo.now() + p_ttl_ms * interval '1 ms')
-    ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-    RETURNING m.id, true;
-  IF FOUND THEN RETURN; END IF;
-  -- The conflicting row has committed (ON CONFLICT waited for it); a new snapshot sees it.
-  SELECT * INTO old FROM public.agent_messages m WHERE m.tenant = p_tenant AND m.idempotency_key = p_key;
+  LOOP
+    RETURN QUERY
+      INSERT INTO public.agent_messages AS m
+        (service, role, shard, tenant, payload, idempotency_key, traceparent, priority, expires_at)
+      VALUES (p_service, p_role, p_shard, p_tenant, p_payload, p_key, p_traceparent, p_priority,
+              cogo.now() + p_ttl_ms * interval '1 ms')
+      ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+      RETURNING m.id, true;
+    IF FOUND THEN RETURN; END IF;
+    -- The conflicting row has committed (ON CONFLICT waited for it); a new snapshot sees it, unless
+    -- retention has deleted it in between: then the key is free again.
+    SELECT * INTO old FROM public.agent_messages m WHERE m.tenant = p_tenant AND m.idempotency_key = p_key;
+    EXIT WHEN FOUND;
+  END LOOP;
   IF (old.service, old.role, old.shard, old.payload) IS DISTINCT FROM
      (p_service, p_role, p_shard, p_payload) THEN
     RAISE EXCEPTION 'idempotency key % of tenant % belongs to message % with another body',
@@ -32,15 +36,17 @@ END $$;
 -- a request. A child never outlives its parent.
 CREATE OR REPLACE FUNCTION cogo.on_admit() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
-DECLARE v_ttl jsonb := NEW.payload #> '{__assignment,ttl_ms}';
+DECLARE
+  v_ttl jsonb := NEW.payload #> '{__assignment,ttl_ms}';
+  v_parent public.agent_messages;
 BEGIN
   IF jsonb_typeof(v_ttl) = 'number' AND v_ttl::numeric BETWEEN 0 AND 1e12 THEN
     NEW.expires_at := least(NEW.expires_at, NEW.created_at + v_ttl::numeric::double precision * interval '1 ms');
   END IF;
   IF NEW.reply_to IS NOT NULL THEN
-    SELECT least(NEW.expires_at, p.expires_at), coalesce(NEW.root_id, p.root_id, p.id)
-      INTO NEW.expires_at, NEW.root_id
-      FROM public.agent_messages p WHERE p.id = NEW.reply_to;
+    SELECT * INTO v_parent FROM public.agent_messages p WHERE p.id = NEW.reply_to;
+    NEW.expires_at := least(NEW.expires_at, v_parent.expires_at);
+    NEW.root_id := coalesce(NEW.root_id, v_parent.root_id, v_parent.id);
   END IF;
   RETURN NEW;
 END $$;
@@ -55,7 +61,7 @@ CREATE OR REPLACE FUNCTION cogo.on_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
   INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
-  SELECT 'orchestrate_enqueued', n.id, n.trace_id, n.tenant, n.service, n.role, n.shard, session_user,
+  SELECT 'orchestrate_enqueued', n.id, n.trace_id, n.tenant, n.service, n.role, n.shard, cogo.actor(),
          jsonb_strip_nulls(jsonb_build_object('intent', n.payload -> 'intent'))
   FROM new_rows n WHERE n.service = 'orchestrator' AND n.role = 'decide';
   IF EXISTS (SELECT 1 FROM cogo.bus_idle) THEN

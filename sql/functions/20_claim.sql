@@ -16,7 +16,8 @@ CREATE OR REPLACE FUNCTION cogo.claim(
 )
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
-SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := cogo.now();

@@ -4,18 +4,26 @@
 -- and a batch becomes quadratic. Rows that are not returned were stale claims; follow-up messages and
 -- events come only from the rows that were returned, so a zombie has no effect at all.
 --
--- kinds: done | failed | retry | delegated | released (given back, the attempt is not counted).
--- p_follow: [{parent, service, role, shard, tenant, payload, key, priority, traceparent, delegate, ttl_ms}]
--- p_events: [{id, kind, detail}]
+-- kinds: done | failed | retry | delegated | released (given back, the attempt is not counted; with
+-- retry_ms not before that time).
+-- p_follow: [{parent, fence, service, role, shard, tenant, payload, key, priority, traceparent, delegate, ttl_ms}]
+-- p_events: [{id, fence, kind, detail}]
 CREATE OR REPLACE FUNCTION cogo.finish(
   p_ids bigint[], p_fences bigint[], p_kinds text[], p_snippets text[], p_urls text[],
   p_errors text[], p_retry_ms bigint[], p_traces text[], p_follow jsonb, p_events jsonb
 ) RETURNS TABLE (id bigint, status text)
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
+SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE v_now timestamptz := cogo.now();
 BEGIN
+  IF 'retry' = ANY (p_kinds) THEN  -- the last attempt ends the message
+    SELECT array_agg(CASE WHEN u.kind = 'retry' AND m.attempts >= cogo.max_attempts(m.service, m.role)
+                     THEN 'failed' ELSE u.kind END ORDER BY u.n) INTO p_kinds
+    FROM unnest(p_ids, p_kinds) WITH ORDINALITY AS u(id, kind, n)
+    LEFT JOIN public.agent_messages m ON m.id = u.id;
+  END IF;
   RETURN QUERY
   WITH u AS (
     SELECT * FROM unnest(p_ids, p_fences, p_kinds, p_snippets, p_urls, p_errors, p_retry_ms, p_traces)
@@ -25,17 +33,15 @@ BEGIN
   ), fin AS (
     UPDATE public.agent_messages m SET
       status = CASE u.kind
-        WHEN 'done' THEN 'done' WHEN 'delegated' THEN 'waiting' WHEN 'released' THEN 'queued'
-        WHEN 'retry' THEN CASE WHEN m.attempts < coalesce((SELECT p.max_attempts FROM policy p
-          WHERE p.service = m.service AND p.role = m.role), 5) THEN 'queued' ELSE 'failed' END
-        ELSE 'failed' END,
+        WHEN 'done' THEN 'done' WHEN 'delegated' THEN 'waiting' WHEN 'failed' THEN 'failed'
+        ELSE 'queued' END,
       attempts = m.attempts - (u.kind = 'released')::integer,
       seq = CASE WHEN u.kind IN ('retry', 'released') THEN nextval('cogo.bus_seq') ELSE m.seq END,
-      retry_at = CASE WHEN u.kind = 'retry' THEN v_now + coalesce(
-        u.retry_ms * interval '1 ms', cogo.backoff(m.service, m.role, m.attempts)) END,
-      done_at = CASE WHEN u.kind IN ('done', 'failed') OR (u.kind = 'retry' AND m.attempts >= coalesce(
-        (SELECT p.max_attempts FROM policy p WHERE p.service = m.service AND p.role = m.role), 5))
-        THEN v_now END,
+      retry_at = CASE
+        WHEN u.kind = 'retry' THEN v_now + coalesce(
+          u.retry_ms * interval '1 ms', cogo.backoff(m.service, m.role, m.attempts))
+        WHEN u.kind = 'released' THEN v_now + u.retry_ms * interval '1 ms' END,
+      done_at = CASE WHEN u.kind IN ('done', 'failed') THEN v_now END,
       claimed_by = CASE WHEN u.kind IN ('retry', 'released') THEN NULL ELSE m.claimed_by END,
       fence = 0, deadline_at = NULL,
       awaits = CASE WHEN u.kind = 'delegated' THEN u.fence END,
@@ -53,10 +59,10 @@ BEGIN
     SELECT f.service, f.role, f.shard, f.tenant, f.payload, f.priority, f.key, f.traceparent, fin.root,
       CASE WHEN f.delegate THEN fin.id END, CASE WHEN f.delegate THEN fin.fence END,
       least(fin.expires_at, v_now + f.ttl_ms * interval '1 ms')
-    FROM ROWS FROM (jsonb_to_recordset(p_follow) AS (parent bigint, service text, role text, shard integer,
+    FROM ROWS FROM (jsonb_to_recordset(p_follow) AS (parent bigint, fence bigint, service text, role text, shard integer,
       tenant text, payload jsonb, key text, priority smallint, traceparent text, delegate boolean,
       ttl_ms bigint)) WITH ORDINALITY AS f
-    JOIN fin ON fin.id = f.parent AND fin.kind IN ('done', 'delegated')
+    JOIN fin ON fin.id = f.parent AND fin.fence = f.fence AND fin.kind IN ('done', 'delegated')
     ORDER BY f.ordinality
     ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
   ), ends AS (
@@ -67,7 +73,8 @@ BEGIN
     INSERT INTO public.bus_events
       (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
     SELECT e.kind, fin.id, fin.trace_id, fin.tenant, fin.service, fin.role, fin.shard, fin.claimed_by, e.detail
-    FROM jsonb_to_recordset(p_events) AS e(id bigint, kind text, detail jsonb) JOIN fin ON fin.id = e.id
+    FROM jsonb_to_recordset(p_events) AS e(id bigint, fence bigint, kind text, detail jsonb)
+    JOIN fin ON fin.id = e.id AND fin.fence = e.fence
     UNION ALL
     SELECT coalesce(e.events, e.service) || '_' || e.suffix, e.id, e.trace_id, e.tenant, e.service, e.role,
       e.shard, e.claimed_by, jsonb_strip_nulls(jsonb_build_object('error', e.error, 'attempts', e.attempts))
@@ -98,6 +105,11 @@ BEGIN
   END IF;
 END $$;
 
+CREATE OR REPLACE FUNCTION cogo.max_attempts(p_service text, p_role text) RETURNS integer
+LANGUAGE sql STABLE SET search_path = '' AS $$
+  SELECT coalesce((SELECT l.max_attempts FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role), 5)
+$$;
+
 -- least(cap, base * 2^(attempts-1)) * (0.5 .. 1.5): exponential, with jitter so that a burst of
 -- failures does not come back as a burst.
 CREATE OR REPLACE FUNCTION cogo.backoff(p_service text, p_role text, p_attempts integer)
@@ -108,74 +120,17 @@ RETURNS interval LANGUAGE sql VOLATILE SET search_path = '' AS $$
   FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role
 $$;
 
--- A child has ended: its parent, which waits for exactly this child, ends with it, whatever ended
--- the child (finish, poison, ttl, an outsider's UPDATE). The UPDATE fires this trigger again, so the
--- whole chain settles in one transaction. Locks go child -> parent only.
-CREATE OR REPLACE FUNCTION cogo.on_settle() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
-DECLARE v_id bigint;
+-- Progress of a claimed message, numbered on. The row lock comes first, in a statement of its own: it
+-- makes writers of one message take turns, and the next statement sees what the one before wrote.
+CREATE OR REPLACE FUNCTION cogo.add_chunks(p_id bigint, p_fence bigint, p_kinds text[], p_datas text[])
+RETURNS boolean LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
 BEGIN
-  UPDATE public.agent_messages p SET
-    status = NEW.status, done_at = cogo.now(), awaits = NULL, error = NEW.error,
-    last_error_at = CASE WHEN NEW.status = 'failed' THEN cogo.now() ELSE p.last_error_at END,
-    result_snippet = NEW.result_snippet, result_url = NEW.result_url
-  WHERE p.id = NEW.reply_to AND p.status = 'waiting' AND p.awaits = NEW.reply_fence
-  RETURNING p.id INTO v_id;
-  IF FOUND THEN PERFORM cogo.record_ends(ARRAY[v_id], NEW.claimed_by); END IF;
-  RETURN NULL;
+  PERFORM FROM public.agent_messages m WHERE m.id = p_id AND m.fence = p_fence AND p_fence > 0 FOR NO KEY UPDATE;
+  IF NOT FOUND THEN RETURN false; END IF;
+  INSERT INTO cogo.message_chunks (message_id, n, kind, data)
+  SELECT p_id, (SELECT coalesce(max(k.n), 0) FROM cogo.message_chunks k WHERE k.message_id = p_id) + c.i,
+         c.kind, c.data::jsonb
+  FROM unnest(p_kinds, p_datas) WITH ORDINALITY AS c(kind, data, i);
+  PERFORM cogo.wake_waiters(ARRAY[p_id]);
+  RETURN true;
 END $$;
-CREATE OR REPLACE TRIGGER agent_messages_settle AFTER UPDATE OF status ON public.agent_messages
-  FOR EACH ROW WHEN (
-    NEW.reply_to IS NOT NULL AND NEW.status IN ('done', 'failed', 'cancelled')
-    AND OLD.status NOT IN ('done', 'failed', 'cancelled'))
-  EXECUTE FUNCTION cogo.on_settle();
-
--- Outsiders may claim, finish, cancel and requeue by plain UPDATEs of status. This puts right what
--- their statement left out. AFTER, not BEFORE: a BEFORE row trigger would lock every row a second
--- time; and its WHEN is never true for our own statements (cancel apart), so those never call it.
-CREATE OR REPLACE FUNCTION cogo.on_outsider() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
-DECLARE
-  v_now timestamptz := cogo.now();
-  v_was_final boolean := OLD.status IN ('done', 'failed', 'cancelled');
-  v_final boolean := NEW.status IN ('done', 'failed', 'cancelled');
-BEGIN
-  IF NEW.status = 'claimed' THEN
-    UPDATE public.agent_messages m SET
-      fence = nextval('cogo.bus_fence'), claimed_at = coalesce(NEW.claimed_at, v_now),
-      claimed_by = coalesce(NEW.claimed_by, session_user), holder_epoch = NULL, retry_at = NULL,
-      attempts = greatest(NEW.attempts, OLD.attempts + 1), awaits = NULL
-    WHERE m.id = NEW.id;
-  ELSIF NEW.status = 'queued' THEN
-    UPDATE public.agent_messages m SET
-      fence = 0, seq = nextval('cogo.bus_seq'), claimed_by = NULL, deadline_at = NULL, awaits = NULL,
-      retry_at = CASE WHEN NEW.retry_at IS DISTINCT FROM OLD.retry_at THEN NEW.retry_at END, done_at = NULL,
-      attempts = CASE WHEN v_was_final THEN 0 ELSE NEW.attempts END,
-      expires_at = CASE WHEN v_was_final THEN v_now + (OLD.expires_at - OLD.created_at) ELSE NEW.expires_at END
-    WHERE m.id = NEW.id;
-    IF v_was_final THEN
-      PERFORM cogo.record_requeue(NEW.id, OLD.status, session_user, 'by UPDATE');
-    END IF;
-    PERFORM cogo.wake(NEW.service, NEW.role, NEW.shard);
-  ELSE
-    UPDATE public.agent_messages m SET
-      fence = 0, deadline_at = NULL, awaits = CASE WHEN NEW.status = 'waiting' THEN NEW.awaits END,
-      done_at = CASE WHEN v_final THEN coalesce(NEW.done_at, v_now) END
-    WHERE m.id = NEW.id;
-    IF v_final AND NOT v_was_final THEN
-      PERFORM cogo.record_ends(ARRAY[NEW.id], coalesce(NEW.claimed_by, session_user));
-    END IF;
-    IF NEW.status = 'cancelled' AND NOT v_was_final THEN
-      PERFORM cogo.record_cancel(NEW.id, OLD.status);
-    END IF;
-  END IF;
-  RETURN NULL;
-END $$;
-CREATE OR REPLACE TRIGGER agent_messages_outsider AFTER UPDATE OF status ON public.agent_messages
-  FOR EACH ROW WHEN (
-    (NEW.status = 'claimed' AND NEW.fence = OLD.fence)
-    OR (NEW.status <> 'claimed' AND NEW.fence <> 0)
-    OR (NEW.status = 'queued' AND OLD.status <> 'queued' AND NEW.seq = OLD.seq)
-    OR (NEW.status IN ('done', 'failed', 'cancelled') AND NEW.done_at IS NULL)
-    OR (NEW.status IN ('done', 'failed', 'cancelled') AND NEW.awaits IS NOT NULL))
-  EXECUTE FUNCTION cogo.on_outsider();

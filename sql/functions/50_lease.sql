@@ -33,7 +33,7 @@ $$;
 -- is never later than their parent's, and the settle trigger ends the parent with the same code.
 CREATE OR REPLACE FUNCTION cogo.expire(p_limit integer) RETURNS integer
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
-DECLARE v_ids bigint[];
+DECLARE v_ids bigint[]; v_running bigint[];
 BEGIN
   WITH v AS MATERIALIZED (
     SELECT m.id, m.status AS was FROM public.agent_messages m
@@ -41,21 +41,23 @@ BEGIN
     ORDER BY m.expires_at, m.id DESC LIMIT p_limit FOR UPDATE SKIP LOCKED
   ), e AS (
     UPDATE public.agent_messages m SET
-      status = 'failed', fence = 0, done_at = cogo.now(), last_error_at = cogo.now(), deadline_at = NULL,
-      retry_at = NULL, awaits = NULL,
+      status = 'failed', fence = 0, seq = nextval('cogo.bus_seq'), done_at = cogo.now(),
+      last_error_at = cogo.now(), deadline_at = NULL, retry_at = NULL, awaits = NULL,
       error = 'ttl_expired: the time to live ran out while the message was ' || v.was
-    FROM v WHERE m.id = v.id RETURNING m.id
+    FROM v WHERE m.id = v.id RETURNING m.id, v.was
   )
-  SELECT array_agg(e.id) INTO v_ids FROM e;
+  SELECT array_agg(e.id), array_agg(e.id) FILTER (WHERE e.was = 'claimed') INTO v_ids, v_running FROM e;
   IF v_ids IS NULL THEN RETURN 0; END IF;
   PERFORM cogo.record_ends(v_ids, 'reclaimer');
-  PERFORM pg_notify('cogo', 'cancel:' || i) FROM unnest(v_ids) AS i;
+  PERFORM pg_notify('cogo', 'cancel:' || i) FROM unnest(v_running) AS i;
   RETURN cardinality(v_ids);
 END $$;
 
--- Put back what dead holders hold, what ran past its deadline, and what foreign claimers (without a
--- lease) have held for too long. Out of attempts: failed, `poison`. Guarded by the fence that was read.
--- After a restart of Postgres no lease counts as dead before every process had time to beat again.
+-- Put back what dead holders hold, what ran past its deadline (its holder has a second or two to end
+-- it first, with a better word than ours), and what foreign claimers, who have no lease, have held for
+-- too long. Out of attempts: failed, `poison`. The row is locked from the look to the write, so no
+-- guard by fence is needed. After a restart of Postgres no lease counts as dead before every process
+-- had time to beat again.
 CREATE OR REPLACE FUNCTION cogo.reclaim(p_limit integer, p_lease_ms bigint, p_reclaim_after_ms bigint)
 RETURNS TABLE (id bigint, status text, why text)
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
@@ -66,42 +68,58 @@ DECLARE
   v_ids bigint[]; v_statuses text[]; v_whys text[]; v_ended bigint[];
 BEGIN
   WITH v AS MATERIALIZED (
-    SELECT m.id, m.fence, CASE
+    SELECT m.id, cogo.max_attempts(m.service, m.role) AS max_attempts, CASE
         WHEN m.deadline_at <= v_now THEN 'handler_timeout: it ran past the deadline of its lane'
         WHEN m.holder_epoch IS NULL THEN 'claim_lost: a claim without a lease was held too long'
         ELSE 'claim_lost: the lease of ' || coalesce(m.claimed_by, 'its holder') || ' ended' END AS why
     FROM public.agent_messages m
     WHERE m.status = 'claimed' AND (
-      m.deadline_at <= v_now
-      OR (m.holder_epoch IS NULL AND m.claimed_at <= v_now - p_reclaim_after_ms * interval '1 ms')
+      m.deadline_at <= v_now - interval '2 s'
+      OR (m.holder_epoch IS NULL
+          AND coalesce(m.claimed_at, m.created_at) <= v_now - p_reclaim_after_ms * interval '1 ms')
       OR (m.holder_epoch IS NOT NULL AND v_leases_count AND NOT EXISTS (
             SELECT 1 FROM cogo.bus_holders h WHERE h.epoch = m.holder_epoch AND h.lease_until > v_now)))
     ORDER BY m.id LIMIT p_limit FOR UPDATE OF m SKIP LOCKED
   ), r AS (
     UPDATE public.agent_messages m SET
-      status = CASE WHEN m.attempts >= lim.n THEN 'failed' ELSE 'queued' END,
-      error = CASE WHEN m.attempts >= lim.n THEN 'poison: all attempts used up; the last one ended as ' || v.why
-              ELSE v.why END,
-      done_at = CASE WHEN m.attempts >= lim.n THEN v_now END,
-      seq = nextval('cogo.bus_seq'), fence = 0, claimed_by = NULL, deadline_at = NULL, last_error_at = v_now
-    FROM v JOIN public.agent_messages k ON k.id = v.id
-    CROSS JOIN LATERAL (SELECT coalesce((SELECT l.max_attempts FROM cogo.bus_lanes l
-      WHERE l.service = k.service AND l.role = k.role), 5) AS n) lim
-    WHERE m.id = v.id AND m.fence = v.fence AND m.fence > 0
-    RETURNING m.id, m.status, v.why, m.service, m.role, m.shard, m.tenant, m.trace_id, m.attempts, m.error
-  ), retried AS (
-    INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
-    SELECT coalesce(l.events, r.service) || '_retry', r.id, r.trace_id, r.tenant, r.service, r.role, r.shard,
-      'reclaimer', jsonb_build_object('error', r.error, 'attempts', r.attempts)
-    FROM r LEFT JOIN cogo.bus_lanes l ON l.service = r.service AND l.role = r.role WHERE r.status = 'queued'
+      status = CASE WHEN m.attempts >= v.max_attempts THEN 'failed' ELSE 'queued' END,
+      error = CASE WHEN m.attempts >= v.max_attempts
+        THEN 'poison: all attempts used up; the last one ended as ' || v.why ELSE v.why END,
+      done_at = CASE WHEN m.attempts >= v.max_attempts THEN v_now END,
+      claimed_by = CASE WHEN m.attempts >= v.max_attempts THEN m.claimed_by END,
+      seq = nextval('cogo.bus_seq'), fence = 0, deadline_at = NULL, last_error_at = v_now
+    FROM v WHERE m.id = v.id
+    RETURNING m.id, m.status, v.why
   )
   SELECT array_agg(r.id), array_agg(r.status), array_agg(r.why),
          array_agg(r.id) FILTER (WHERE r.status = 'failed')
   INTO v_ids, v_statuses, v_whys, v_ended FROM r;
   IF v_ids IS NULL THEN RETURN; END IF;
   IF v_ended IS NOT NULL THEN PERFORM cogo.record_ends(v_ended, 'reclaimer'); END IF;
+  PERFORM cogo.record_retries(v_ids, 'reclaimer');
   PERFORM cogo.wake(d.service, d.role, d.shard) FROM (
     SELECT DISTINCT m.service, m.role, m.shard FROM public.agent_messages m
     WHERE m.id = ANY (v_ids) AND m.status = 'queued') d;
   RETURN QUERY SELECT * FROM unnest(v_ids, v_statuses, v_whys);
+END $$;
+
+-- Put back what a live process holds without knowing it: a claim whose answer was lost with its
+-- connection. `p_known` are the fences that it does know; younger claims may still be on their way to
+-- it. The attempts don't count: no handler saw them. Returns how many.
+CREATE OR REPLACE FUNCTION cogo.give_back(p_holder text, p_epoch bigint, p_known bigint[], p_older_ms bigint)
+RETURNS bigint LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+DECLARE v_n bigint;
+BEGIN
+  WITH r AS (
+    UPDATE public.agent_messages m SET
+      status = 'queued', attempts = m.attempts - 1, seq = nextval('cogo.bus_seq'), fence = 0, claimed_by = NULL,
+      deadline_at = NULL
+    WHERE m.status = 'claimed' AND m.claimed_by = p_holder AND m.holder_epoch = p_epoch
+      AND m.claimed_at <= cogo.now() - p_older_ms * interval '1 ms' AND m.fence <> ALL (p_known)
+    RETURNING m.service, m.role, m.shard
+  ), woken AS (
+    SELECT count(*) AS n, cogo.wake(r.service, r.role, r.shard) FROM r GROUP BY r.service, r.role, r.shard
+  )
+  SELECT sum(woken.n) INTO v_n FROM woken;
+  RETURN coalesce(v_n, 0);
 END $$;

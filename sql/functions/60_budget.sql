@@ -1,10 +1,12 @@
 -- The one ledger of budgets.
 
--- Open a hold for a root message; the first one counts.
+-- Open a hold for a root message; the first one counts. A root that has ended gets a closed one.
 CREATE OR REPLACE FUNCTION cogo.hold(p_root bigint, p_tenant text, p_cost numeric, p_tokens bigint)
 RETURNS void LANGUAGE sql SECURITY INVOKER SET search_path = '' AS $$
-  INSERT INTO cogo.budget_holds (root_id, tenant, max_cost_usd, max_tokens)
-  VALUES (p_root, p_tenant, p_cost, p_tokens) ON CONFLICT (root_id) DO NOTHING
+  INSERT INTO cogo.budget_holds (root_id, tenant, max_cost_usd, max_tokens, closed_at)
+  VALUES (p_root, p_tenant, p_cost, p_tokens, (SELECT cogo.now() FROM public.agent_messages m
+    WHERE m.id = p_root AND m.status IN ('done', 'failed', 'cancelled')))
+  ON CONFLICT (root_id) DO NOTHING
 $$;
 
 -- Draw from a hold, all or nothing. ok = false: it would be overdrawn, or the hold is closed.

@@ -22,21 +22,36 @@ BEGIN
   RETURN QUERY SELECT v_deleted, CASE WHEN v_created < v_cutoff THEN v_last END;
 END $$;
 
--- The small tables around the bus.
-CREATE OR REPLACE FUNCTION cogo.retain_rest(p_days double precision) RETURNS void
-LANGUAGE sql SECURITY INVOKER SET search_path = '' AS $$
-  DELETE FROM public.bus_events WHERE created_at < cogo.now() - p_days * interval '1 day';
-  DELETE FROM cogo.bus_stats_minutes WHERE minute < cogo.now() - p_days * interval '1 day';
-  DELETE FROM cogo.decisions WHERE created_at < cogo.now() - p_days * interval '1 day';
-  DELETE FROM cogo.artifacts WHERE created_at < cogo.now() - p_days * interval '1 day';
-  DELETE FROM cogo.message_chunks WHERE created_at < cogo.now() - interval '1 day';
-  DELETE FROM cogo.bus_waiters WHERE until < cogo.now() - interval '1 minute';
-  DELETE FROM cogo.budget_holds h WHERE h.created_at < cogo.now() - p_days * interval '1 day';
-  DELETE FROM cogo.bus_idle i WHERE NOT EXISTS (
-    SELECT 1 FROM cogo.bus_holders h WHERE h.epoch = i.epoch AND h.lease_until > cogo.now());
-  DELETE FROM cogo.bus_holders h WHERE h.lease_until < cogo.now() - interval '1 day' AND NOT EXISTS (
-    SELECT 1 FROM public.agent_messages m WHERE m.status = 'claimed' AND m.holder_epoch = h.epoch);
-$$;
+-- The tables around the bus: at most p_limit rows of each. Returns the most that one of them lost; below
+-- p_limit nothing is left to do. A budget stays while its root lives, an artifact a day longer than
+-- the message that names it.
+CREATE OR REPLACE FUNCTION cogo.retain_rest(p_days double precision, p_limit integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+DECLARE
+  v_cutoff timestamptz := cogo.now() - p_days * interval '1 day';
+  v_most bigint := 0; v_n bigint; v_table text; v_old text;
+BEGIN
+  FOR v_table, v_old IN VALUES
+    ('public.bus_events', 't.created_at < $1'),
+    ('cogo.bus_stats_minutes', 't.minute < $1'),
+    ('cogo.decisions', 't.created_at < $1'),
+    ('cogo.artifacts', $q$t.created_at < $1 - interval '1 day'$q$),
+    ('cogo.message_chunks', $q$t.created_at < cogo.now() - interval '1 day'$q$),
+    ('cogo.bus_waiters', $q$t.until < cogo.now() - interval '1 minute'$q$),
+    ('cogo.budget_holds', $q$t.created_at < $1 AND NOT EXISTS (SELECT 1 FROM public.agent_messages m
+       WHERE m.id = t.root_id AND m.status NOT IN ('done', 'failed', 'cancelled'))$q$),
+    ('cogo.bus_idle', $q$NOT EXISTS (SELECT 1 FROM cogo.bus_holders h
+       WHERE h.epoch = t.epoch AND h.lease_until > cogo.now())$q$),
+    ('cogo.bus_holders', $q$t.lease_until < cogo.now() - interval '1 day' AND NOT EXISTS (
+       SELECT 1 FROM public.agent_messages m WHERE m.status = 'claimed' AND m.claimed_by = t.holder)$q$)
+  LOOP
+    EXECUTE format('DELETE FROM %1$s WHERE ctid = ANY (ARRAY(SELECT t.ctid FROM %1$s t WHERE %2$s LIMIT $2))',
+                   v_table, v_old) USING v_cutoff, p_limit;
+    GET DIAGNOSTICS v_n = ROW_COUNT;
+    v_most := greatest(v_most, v_n);
+  END LOOP;
+  RETURN v_most;
+END $$;
 
 -- Move counters into their minutes; readers add both tables, so nothing is ever counted twice.
 CREATE OR REPLACE FUNCTION cogo.roll_up() RETURNS bigint

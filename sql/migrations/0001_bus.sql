@@ -162,7 +162,8 @@ CREATE UNLOGGED TABLE cogo.bus_waiters (
 -- Waiting messages that were cancelled: what they wait for is cancelled next, in its own transaction.
 CREATE TABLE cogo.bus_cancels (
   id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-  parent_id bigint NOT NULL
+  parent_id bigint NOT NULL,
+  awaits    bigint NOT NULL  -- which child: the parent may have been requeued since, and wait for another
 );
 
 -- Counters, insert-only on the way of a message (a row that each batch updates would be the next
@@ -194,9 +195,9 @@ CREATE TABLE cogo.bus_stats_minutes (
 CREATE TABLE cogo.budget_holds (
   root_id        bigint PRIMARY KEY,
   tenant         text NOT NULL,
-  max_cost_usd   numeric(14, 8),
-  max_tokens     bigint,
-  spent_cost_usd numeric(14, 8) NOT NULL DEFAULT 0,
+  max_cost_usd   numeric CHECK (max_cost_usd >= 0),  -- no scale: rounding would make small draws free
+  max_tokens     bigint CHECK (max_tokens >= 0),
+  spent_cost_usd numeric NOT NULL DEFAULT 0,
   spent_tokens   bigint NOT NULL DEFAULT 0,
   created_at     timestamptz NOT NULL DEFAULT now(),
   closed_at      timestamptz
@@ -271,6 +272,9 @@ CREATE POLICY agent_messages_cancel ON public.agent_messages FOR UPDATE TO authe
   USING (tenant = ANY ((SELECT cogo.claimed_tenants())::text[])
          AND status IN ('queued', 'claimed', 'waiting'))
   WITH CHECK (status = 'cancelled');
+-- On Supabase service_role bypasses row level security; where we made the role, this says the same.
+CREATE POLICY agent_messages_service ON public.agent_messages TO service_role USING (true) WITH CHECK (true);
+CREATE POLICY bus_events_service ON public.bus_events TO service_role USING (true) WITH CHECK (true);
 CREATE POLICY bus_events_select ON public.bus_events FOR SELECT TO authenticated
   USING (tenant = ANY ((SELECT cogo.claimed_tenants())::text[]));
 

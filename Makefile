@@ -1,0 +1,60 @@
+# `make demo` and `make test` are all that a fresh clone needs: both set up what is missing.
+# With uv on the PATH its environment is used; without it, `python3 -m venv` and uv from PyPI.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SYNCED := .venv/.synced
+ARGS ?=
+
+.PHONY: help setup demo test lint format types contracts docs check bench clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SYNCED) ## Make .venv from the lock (the other targets do it by themselves)
+
+$(SYNCED): pyproject.toml uv.lock
+	@if command -v uv >/dev/null 2>&1; then \
+	  UV_PROJECT_ENVIRONMENT=.venv uv sync --quiet --compile-bytecode --frozen --inexact; \
+	else \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "COGO needs Python 3.11 or newer: $$($(PYTHON) --version) is not. Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }; \
+	  $(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv \
+	    || { echo "No virtual environment could be made. On Debian and Ubuntu: apt install python3-venv"; exit 1; }; \
+	  $(BIN)/python -m uv --version >/dev/null 2>&1 \
+	    || { $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; \
+	         $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9,<1'; } || exit 1; \
+	  UV_PROJECT_ENVIRONMENT=.venv $(BIN)/python -m uv sync --quiet --compile-bytecode --frozen --inexact; \
+	fi
+	@touch $@
+
+demo: $(SYNCED) ## Run the main job on this repository: index it, ask it, show the hops
+	@$(BIN)/cogo demo $(ARGS)
+
+test: $(SYNCED) ## Run the tests (make test ARGS='-k bus -x')
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(SYNCED) ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(SYNCED) ## ruff: mend what can be mended
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(SYNCED) ## mypy --strict on cogo/
+	@$(BIN)/mypy
+
+contracts: $(SYNCED) ## import-linter: the layers
+	@$(BIN)/lint-imports
+
+docs: $(SYNCED) ## Write the generated pages of docs/reference
+	@$(BIN)/python docs/generate.py
+
+check: lint types contracts test ## Everything that must hold before a commit
+
+bench: $(SYNCED) ## Every figure that the README claims
+	@for file in benchmarks/*/run.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
+
+clean: ## Remove what the tools have made (not the data home)
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,5 @@
+"""`python -m cogo` is `cogo`."""
+
+from .cli import main
+
+main()

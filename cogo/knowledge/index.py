@@ -1,0 +1,247 @@
+"""Files into the index: what changed is replaced, one transaction per file; what is gone is removed.
+
+Nothing here keeps a state of its own: what is indexed is what has rows. So a message that is run again,
+by another worker or after a crash, does what is left to do and nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import anyio
+import msgspec
+
+from cogo import errors
+
+from . import chunking, queries, scan, tokens
+
+if TYPE_CHECKING:
+    from cogo import Database
+
+# BM25 with a fixed pivot instead of the corpus' average length, so that a span's weights never change
+# when others come and go (docs/adr/0005). Tuned on networkx and litestar, checked on others.
+K1, B = 1.6, 0.75
+PIVOT = {"section": 90.0}
+PIVOT_CODE = 50.0
+NAME_WEIGHT, PATH_WEIGHT = 3, 2
+# Heads of modules and classes list many names without saying much about one.
+PRIOR = {"module": 0.85, "class": 0.85}
+ERRORS_SHOWN = 20
+
+Put = Literal["indexed", "unchanged", "removed", "absent"]
+
+
+class Repo(msgspec.Struct, frozen=True):
+    """A repository of a tenant. `root` is None for the rows of a table."""
+
+    id: int
+    root: str | None
+
+
+class Plan(msgspec.Struct):
+    """What a scan found: `changed` and `gone` are paths to index, the rest are counts."""
+
+    files: int = 0
+    changed: list[str] = []
+    gone: list[str] = []
+    skipped: dict[str, int] = {}
+    notes: dict[str, str] = {}
+
+
+class Report(msgspec.Struct):
+    """What indexing some paths did. `skipped` counts files by reason, `errors` names the failed ones."""
+
+    files: int = 0
+    chunks: int = 0
+    removed: int = 0
+    skipped: dict[str, int] = {}
+    notes: dict[str, str] = {}
+    errors: dict[str, str] = {}
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A file ready to be written: its chunks, and per term the chunks that hold it with their weights."""
+
+    lang: str
+    note: str | None
+    chunks: Sequence[chunking.Chunk]
+    postings: dict[str, tuple[list[int], list[float]]]
+
+
+Load = Callable[[Any], Awaitable[scan.Read | None]]
+"""Reads the newest content, on the transaction's connection if it needs one; None: there is nothing."""
+
+
+async def open_repo(db: Database, tenant: str, name: str, root: str | None, *, move: bool = False) -> Repo:
+    """The repository of that name, made if it is new; `move` gives it another root.
+
+    Raises TaskInvalid when the name has come to mean another folder.
+    """
+    found = await db.fetch_one(queries.REPO, (tenant, name))
+    if found is None or (move and found["root"] != root):
+        found = await db.fetch_one(queries.KEEP_REPO, (tenant, name, root))
+    if found is None or found["root"] != root:
+        raise errors.TaskInvalid(f"{name!r} is indexed from another folder now - at `$.root`")
+    return Repo(found["id"], found["root"])
+
+
+# -- a whole folder ---------------------------------------------------------------------------
+
+
+async def plan(db: Database, repo: Repo, root: Path) -> Plan:
+    """Read and hash every file below the root, and compare with what is indexed."""
+    rows = await db.fetch(queries.DIGESTS, (repo.id,))
+    known = {row["path"]: bytes(row["digest"]) for row in rows}
+    return await anyio.to_thread.run_sync(_compare, root, known)
+
+
+def _compare(root: Path, known: dict[str, bytes]) -> Plan:
+    found, skipped, present = Plan(), Counter[str](), set[str]()
+    for path in scan.list_files(root):
+        try:
+            digest = scan.read_file(root, path).digest
+        except scan.Skip as reason:
+            skipped[str(reason)] += 1
+            continue
+        present.add(path)
+        if known.get(path) != digest:
+            found.changed.append(path)
+    skipped.pop("gone", None)
+    found.files, found.skipped = len(present), dict(skipped)
+    found.gone = sorted(known.keys() - present)
+    return found
+
+
+async def index_paths(db: Database, repo: Repo, root: Path, paths: Sequence[str]) -> Report:
+    """Index these files below the root as they are now; those that are gone leave the index.
+
+    A file that fails is named in the report and doesn't stop the others. Raises BusUnavailable.
+    """
+    report = Report()
+    skipped: Counter[str] = Counter()
+    for path in paths:
+        why: list[str] = []
+        try:
+            put, prepared = await put_file(db, repo, path, partial(_load_file, root, path, why))
+        except errors.BusUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever one file does, the others are indexed)
+            if len(report.errors) < ERRORS_SHOWN:
+                report.errors[path] = f"{type(error).__name__}: {error}"[:300]
+            continue
+        if prepared:
+            report.files += 1
+            report.chunks += len(prepared.chunks)
+            if prepared.note:
+                report.notes[path] = prepared.note
+        report.removed += put == "removed"
+        skipped.update(why or (["unchanged"] if put == "unchanged" else []))
+    report.skipped = dict(skipped)
+    return report
+
+
+async def _load_file(root: Path, path: str, why: list[str], _conn: object) -> scan.Read | None:
+    try:
+        return await anyio.to_thread.run_sync(scan.read_file, root, path)
+    except scan.Skip as reason:
+        why.append(str(reason))
+        return None
+
+
+# -- one file ---------------------------------------------------------------------------------
+
+
+async def put_file(
+    db: Database, repo: Repo, path: str, load: Load, lang: str | None = None
+) -> tuple[Put, Prepared | None]:
+    """Make the index say what `load` returns. One transaction: readers see the old file or the new."""
+    async with db.transaction() as conn:
+        await conn.execute(queries.NO_WAIT)
+        await conn.execute(queries.LOCK_FILE, (repo.id, path))
+        old = await (await conn.execute(queries.FILE, (repo.id, path))).fetchone()
+        read = await load(conn)
+        if read is None:
+            if old is None:
+                return "absent", None
+            await conn.execute(queries.DELETE_FILE, (old["id"],))
+            return "removed", None
+        if old is not None and bytes(old["digest"]) == read.digest:
+            return "unchanged", None
+        prepared = await anyio.to_thread.run_sync(prepare, path, read, lang)
+        await _write(conn, repo, path, old and old["id"], read.digest, prepared)
+    return "indexed", prepared
+
+
+async def _write(
+    conn: Any, repo: Repo, path: str, file_id: int | None, digest: bytes, prepared: Prepared
+) -> None:
+    row = {
+        "id": file_id, "repo_id": repo.id, "path": path, "digest": digest, "lang": prepared.lang,
+        "note": prepared.note, "n_chunks": len(prepared.chunks),
+    }  # fmt: skip
+    if file_id is None:
+        file_id = (await (await conn.execute(queries.INSERT_FILE, row)).fetchone())["id"]
+    else:
+        await conn.execute(queries.EMPTY_FILE, row)
+    async with conn.cursor() as cursor:
+        async with cursor.copy(queries.COPY_CHUNKS) as copy:
+            for ord, c in enumerate(prepared.chunks):
+                await copy.write_row((file_id, ord, c.kind, c.qualname, c.start, c.end, c.text))
+        async with cursor.copy(queries.COPY_POSTINGS) as copy:
+            for term, (ords, weights) in prepared.postings.items():
+                await copy.write_row((repo.id, term, file_id, ords, weights))
+
+
+def prepare(path: str, read: scan.Read, lang: str | None = None) -> Prepared:
+    """Cut a file and weigh its words. Takes CPU: call it in a thread."""
+    cut = chunking.chunk_file(path, read.text, lang)
+    note = "; ".join(filter(None, (read.note, cut.note))) or None
+    return Prepared(cut.lang, note, cut.chunks, _postings(path, cut.chunks))
+
+
+def _postings(path: str, chunks: Sequence[chunking.Chunk]) -> dict[str, tuple[list[int], list[float]]]:
+    found: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
+    place = tokens.terms(str(PurePosixPath(path).with_suffix("")))
+    for ord, chunk in enumerate(chunks):
+        names = tokens.terms(chunk.qualname)
+        counts = Counter(tokens.terms(chunk.text) + names * NAME_WEIGHT + place * PATH_WEIGHT)
+        length = 1 - B + B * counts.total() / PIVOT.get(chunk.kind, PIVOT_CODE)
+        prior = PRIOR.get(chunk.kind, 1.0) * (K1 + 1)
+        for term, n in counts.items():
+            ords, weights = found[term]
+            ords.append(ord)
+            weights.append(round(prior * n / (n + K1 * length), 5))
+    return found
+
+
+# -- rows of a table --------------------------------------------------------------------------
+
+
+async def index_rows(db: Database, tenant: str, source: str, ids: Sequence[str]) -> Report:
+    """Index these rows of a followed table as documents `table/id`; deleted rows leave the index.
+
+    Raises TaskInvalid when nobody declared that the table may be read.
+    """
+    if not await db.fetch_value(queries.SOURCE, (source,)):
+        raise errors.TaskInvalid(f"no rag-dispatcher follows the table {source!r} - at `$.table`")
+    repo = await open_repo(db, tenant, source, None)
+    report = Report()
+    for id in ids:
+        load = partial(_load_row, source, tenant, id)
+        put, prepared = await put_file(db, repo, f"{source}/{id}", load, lang="markdown")
+        if prepared:
+            report.files += 1
+            report.chunks += len(prepared.chunks)
+        report.removed += put == "removed"
+        if put == "unchanged":
+            report.skipped[put] = report.skipped.get(put, 0) + 1
+    return report
+
+
+async def _load_row(source: str, tenant: str, id: str, conn: Any) -> scan.Read | None:
+    row = await (await conn.execute(queries.READ_ROW, (source, tenant, id))).fetchone()
+    return None if row["text"] is None else scan.read_text(row["text"].encode())

@@ -1,0 +1,132 @@
+"""Every SQL statement of the index and of the search. `%(repos)s` are ids of one tenant's repositories."""
+
+from __future__ import annotations
+
+# -- repositories -----------------------------------------------------------------------------
+
+REPO = "SELECT id, root FROM cogo.kb_repos WHERE tenant = %s AND name = %s"
+KEEP_REPO = """
+INSERT INTO cogo.kb_repos (tenant, name, root) VALUES (%s, %s, %s)
+ON CONFLICT (tenant, name) DO UPDATE SET root = excluded.root RETURNING id, root
+"""
+REPO_IDS = """
+SELECT id FROM cogo.kb_repos WHERE (%(tenants)s::text[] IS NULL OR tenant = ANY (%(tenants)s))
+  AND (%(repo)s::text IS NULL OR name = %(repo)s) ORDER BY id
+"""
+REPOS = """
+SELECT r.tenant, r.name AS repo, r.root, coalesce(f.files, 0) AS files, coalesce(f.chunks, 0) AS chunks,
+  f.indexed_at, coalesce(g.modules, 0) AS modules
+FROM cogo.kb_repos r
+LEFT JOIN LATERAL (SELECT count(*) AS files, sum(n_chunks)::bigint AS chunks, max(indexed_at) AS indexed_at
+                   FROM cogo.kb_files WHERE repo_id = r.id) f ON true
+LEFT JOIN LATERAL (SELECT count(*) AS modules FROM cogo.kg_files WHERE repo_id = r.id) g ON true
+WHERE %(tenants)s::text[] IS NULL OR r.tenant = ANY (%(tenants)s)
+ORDER BY r.tenant, r.name
+"""
+
+# -- writing ----------------------------------------------------------------------------------
+
+DIGESTS = "SELECT path, digest FROM cogo.kb_files WHERE repo_id = %s"
+# The finish of the message is a synchronous commit and comes later in the same log: what it covers is
+# on disk with it. So the commits before it need not wait for the disk one by one.
+NO_WAIT = "SET LOCAL synchronous_commit = off"
+# One writer per file: the content is read under the lock, so the last writer has the newest.
+LOCK_FILE = "SELECT pg_advisory_xact_lock(hashtextextended('kb:' || %s::text || ':' || %s::text, 0))"
+FILE = "SELECT id, digest FROM cogo.kb_files WHERE repo_id = %s AND path = %s"
+DELETE_FILE = "DELETE FROM cogo.kb_files WHERE id = %s"
+EMPTY_FILE = """
+WITH chunks AS (DELETE FROM cogo.kb_chunks WHERE file_id = %(id)s),
+  postings AS (DELETE FROM cogo.kb_postings WHERE file_id = %(id)s)
+UPDATE cogo.kb_files SET digest = %(digest)s, lang = %(lang)s, note = %(note)s, n_chunks = %(n_chunks)s,
+  indexed_at = now() WHERE id = %(id)s
+"""
+INSERT_FILE = """
+INSERT INTO cogo.kb_files (repo_id, path, digest, lang, note, n_chunks)
+VALUES (%(repo_id)s, %(path)s, %(digest)s, %(lang)s, %(note)s, %(n_chunks)s) RETURNING id
+"""
+COPY_CHUNKS = """
+COPY cogo.kb_chunks (file_id, ord, kind, qualname, start_line, end_line, text) FROM STDIN
+"""
+COPY_POSTINGS = "COPY cogo.kb_postings (repo_id, term, file_id, ords, weights) FROM STDIN"
+
+# -- tables that are followed -----------------------------------------------------------------
+
+SOURCE = "SELECT true FROM cogo.kb_sources WHERE source = %s"
+COLUMNS = """
+SELECT w.source, array_agg(a.attname::text) AS columns
+FROM unnest(%s::text[]) AS w(source) JOIN pg_catalog.pg_attribute a
+  ON a.attrelid = to_regclass(w.source) AND a.attnum > 0 AND NOT a.attisdropped
+GROUP BY 1
+"""
+MISSING = """
+SELECT CASE WHEN to_regclass(%(table)s) IS NULL THEN 'such table' ELSE (
+  SELECT 'column ' || w.name FROM unnest(ARRAY[%(id)s, %(text)s, %(tenant)s]::text[]) AS w(name)
+  WHERE w.name IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM pg_catalog.pg_attribute a
+    WHERE a.attrelid = to_regclass(%(table)s) AND a.attname = w.name AND a.attnum > 0 AND NOT a.attisdropped)
+  LIMIT 1) END
+"""
+FOLLOW = "SELECT cogo.follow_source(%s, %s, %s, %s)"
+FOLLOW_ONLY = "SELECT cogo.follow_only(%s)"
+READ_ROW = "SELECT cogo.read_source(%s, %s, %s) AS text"
+
+# -- searching --------------------------------------------------------------------------------
+
+# One pass over the words' postings counts in how many spans each stands (df) and so gives its idf. Then
+# only the rare words choose candidates: words are taken from the rarest on until they stand in `budget`
+# spans together (at least two words); what the frequent ones add is looked up for the best candidates
+# alone. `mass` is the share of the question's idf that a span's words cover; words that nobody wrote
+# count with the highest idf there is. OFFSET 0 keeps the one possible plan: an index range per word.
+SEARCH = """
+WITH q AS (SELECT * FROM unnest(%(terms)s::text[], %(counts)s::real[]) AS q(term, n)),
+p AS MATERIALIZED (
+  SELECT q.term, p.file_id, p.ords, p.weights FROM q CROSS JOIN LATERAL (
+    SELECT file_id, ords, weights FROM cogo.kb_postings
+    WHERE repo_id = ANY (%(repos)s::integer[]) AND term = q.term OFFSET 0) p),
+size AS (SELECT greatest(coalesce(sum(n_chunks), 0), 1)::real AS n FROM cogo.kb_files
+         WHERE repo_id = ANY (%(repos)s::integer[])),
+word AS MATERIALIZED (
+  SELECT q.term, coalesce(d.df, 0) AS df,
+    q.n * ln(1 + (size.n - coalesce(d.df, 0) + 0.5) / (coalesce(d.df, 0) + 0.5))::real AS idf,
+    sum(d.df) OVER rarest - d.df AS before, row_number() OVER rarest AS place
+  FROM size, q LEFT JOIN (SELECT term, sum(cardinality(ords)) AS df FROM p GROUP BY term) d USING (term)
+  WINDOW rarest AS (ORDER BY d.df, q.term)),
+chosen AS (SELECT term, idf FROM word WHERE df > 0 AND (place <= 2 OR before < %(budget)s)),
+candidate AS MATERIALIZED (
+  SELECT p.file_id, h.ord, sum(chosen.idf * h.weight) AS score, sum(chosen.idf) AS mass
+  FROM chosen JOIN p USING (term) CROSS JOIN LATERAL unnest(p.ords, p.weights) AS h(ord, weight)
+  {narrow}
+  GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT %(candidates)s),
+more AS (
+  SELECT c.file_id, c.ord, sum(word.idf * p.weights[i.at]) AS score, sum(word.idf) AS mass
+  FROM candidate c JOIN p USING (file_id) JOIN word USING (term)
+  CROSS JOIN LATERAL (SELECT array_position(p.ords, c.ord) AS at) i
+  WHERE i.at IS NOT NULL AND word.term NOT IN (SELECT term FROM chosen) GROUP BY 1, 2),
+best AS (
+  SELECT c.file_id, c.ord, c.score + coalesce(m.score, 0) AS score,
+    (c.mass + coalesce(m.mass, 0)) / total.idf AS mass, (c.score + coalesce(m.score, 0)) / total.idf AS strength
+  FROM candidate c LEFT JOIN more m USING (file_id, ord), (SELECT sum(idf) AS idf FROM word) total
+  ORDER BY 3 DESC, 1, 2 LIMIT %(k)s)
+SELECT r.name AS repo, f.path, f.lang, c.kind, c.qualname, c.start_line AS start, c.end_line AS "end", c.text,
+  b.score::real AS score, b.mass::real AS mass, b.strength::real AS strength
+FROM best b JOIN cogo.kb_files f ON f.id = b.file_id JOIN cogo.kb_repos r ON r.id = f.repo_id
+JOIN cogo.kb_chunks c ON c.file_id = b.file_id AND c.ord = b.ord
+ORDER BY b.score DESC, f.path, c.start_line
+"""
+NARROW_PATHS = """
+  JOIN cogo.kb_files f ON f.id = p.file_id AND EXISTS (
+    SELECT 1 FROM unnest(%(paths)s::text[]) AS w(prefix)
+    WHERE f.path = w.prefix OR starts_with(f.path, rtrim(w.prefix, '/') || '/'))
+"""
+NARROW_KINDS = """
+  JOIN cogo.kb_chunks k ON k.file_id = p.file_id AND k.ord = h.ord AND k.kind = ANY (%(kinds)s::text[])
+"""
+# How much of the index each word stands in, for weighing the lines of an answer.
+IDF = """
+WITH size AS (SELECT greatest(coalesce(sum(n_chunks), 0), 1)::real AS n FROM cogo.kb_files
+              WHERE repo_id = ANY (%(repos)s::integer[]))
+SELECT q.term, ln(1 + (size.n - d.df + 0.5) / (d.df + 0.5))::real AS idf
+FROM size, unnest(%(terms)s::text[]) AS q(term) CROSS JOIN LATERAL (
+  SELECT coalesce(sum(cardinality(ords)), 0)::real AS df FROM cogo.kb_postings
+  WHERE repo_id = ANY (%(repos)s::integer[]) AND term = q.term) d
+"""

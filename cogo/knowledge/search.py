@@ -1,0 +1,130 @@
+"""Ranked spans for questions: BM25 over the index, in one statement per question.
+
+The seam for vectors: a hit carries its scores by kind, of which `dense` stays None until an embedder
+fills it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from cogo import errors
+
+from . import queries, tokens
+
+if TYPE_CHECKING:
+    from cogo import Database
+
+K_MAX = 1_000
+BATCH_MAX = 1_000
+TERMS_MAX = 64
+"""Distinct words of a question that count; the first ones."""
+BUDGET = 2_500
+"""Spans that the words which choose candidates may stand in together: what bounds the time."""
+CANDIDATES = 300
+
+
+class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to search. `paths` are files or folders, `kinds` as in `Chunk.kind`; None is everywhere."""
+
+    repo: str | None = None
+    paths: tuple[str, ...] | None = None
+    kinds: tuple[str, ...] | None = None
+
+
+class Scores(msgspec.Struct, frozen=True):
+    """What a hit's score is made of."""
+
+    lexical: float
+    dense: float | None = None
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """A span. Lines are 1-based and inclusive; `text` is exactly these lines."""
+
+    path: str
+    start: int
+    end: int
+    qualname: str
+    score: float
+    scores: Scores
+    text: str
+    repo: str
+    kind: str
+    lang: str
+    coverage: float
+    """Share of the question's weight (idf) whose words stand in this span; unknown words weigh most."""
+    strength: float
+    """The score for each unit of the question's weight: how much the span is about these words."""
+
+
+Tenants = str | Sequence[str] | None
+"""One tenant, several, or None for all of them: what the caller may read."""
+
+
+async def search(
+    db: Database, tenant: Tenants, texts: Sequence[str], k: int = 10, scope: Scope | None = None
+) -> list[list[Hit]]:
+    """The best `k` spans of the tenant for each text, best first; none for a text without words.
+
+    Raises Invalid for more than 1,000 texts or an impossible k, NotFound for an unknown repository.
+    """
+    if len(texts) > BATCH_MAX or not 1 <= k <= K_MAX:
+        raise errors.Invalid(f"at most {BATCH_MAX} queries, and k from 1 to {K_MAX} - at `$.queries`")
+    scope = scope or Scope()
+    repos = await repo_ids(db, tenant, scope.repo)
+    statement = queries.SEARCH.format(
+        narrow=(queries.NARROW_PATHS if scope.paths is not None else "")
+        + (queries.NARROW_KINDS if scope.kinds is not None else "")
+    )
+    found: list[list[Hit]] = []
+    async with db.connection() as conn:
+        for text in texts:
+            params = _params(text, k, scope, repos)
+            rows = await (await conn.execute(statement, params)).fetchall() if params["terms"] else []
+            found.append([_hit(row) for row in rows])
+    return found
+
+
+async def repo_ids(db: Database, tenant: Tenants, repo: str | None) -> list[int]:
+    """Ids of the tenant's repositories, or of the one of that name. Raises NotFound when it isn't there."""
+    tenants = [tenant] if isinstance(tenant, str) else None if tenant is None else list(tenant)
+    rows = await db.fetch(queries.REPO_IDS, {"tenants": tenants, "repo": repo})
+    if repo is not None and not rows:
+        raise errors.NotFound(f"nothing is indexed under the name {repo!r}", hint="`cogo index PATH` indexes it.")
+    return [row["id"] for row in rows]
+
+
+async def repos(db: Database, tenants: Sequence[str] | None) -> list[dict[str, Any]]:
+    """The indexed repositories of these tenants (None: all), with their sizes counted from the rows."""
+    return await db.fetch(queries.REPOS, {"tenants": None if tenants is None else list(tenants)})
+
+
+async def idf(db: Database, repos: Sequence[int], terms: Sequence[str]) -> dict[str, float]:
+    """How rare each term is in these repositories; a term that isn't there weighs most."""
+    rows = await db.fetch(queries.IDF, {"repos": list(repos), "terms": list(terms)})
+    return {row["term"]: row["idf"] for row in rows}
+
+
+def _params(text: str, k: int, scope: Scope, repos: list[int]) -> dict[str, Any]:
+    counts = Counter(tokens.terms(text))
+    terms = list(counts)[:TERMS_MAX]
+    return {
+        "terms": terms, "counts": [float(counts[term]) for term in terms], "repos": repos, "k": k,
+        "budget": BUDGET, "candidates": max(CANDIDATES, k),
+        "paths": None if scope.paths is None else list(scope.paths),
+        "kinds": None if scope.kinds is None else list(scope.kinds),
+    }  # fmt: skip
+
+
+def _hit(row: Mapping[str, Any]) -> Hit:
+    score = round(row["score"], 4)
+    return Hit(
+        path=row["path"], start=row["start"], end=row["end"], qualname=row["qualname"], score=score,
+        scores=Scores(score), text=row["text"], repo=row["repo"], kind=row["kind"], lang=row["lang"],
+        coverage=round(min(row["mass"], 1.0), 4), strength=round(row["strength"], 4),
+    )  # fmt: skip

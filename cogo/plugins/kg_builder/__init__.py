@@ -1,0 +1,60 @@
+"""Role kg-builder, lane kg/build: the graph of a repository's code, and a report about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from cogo import Context, Role, hookimpl
+from cogo.knowledge import graph, index, scan
+
+
+class KgBuilderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[plugins.kg-builder]`."""
+
+    roots: tuple[str, ...] = ()
+    """As in `[plugins.rag-embed]`: where requests from outside may lead."""
+
+
+class Build(msgspec.Struct, frozen=True):
+    """A folder whose Python code the graph is to show as it is now."""
+
+    root: str
+    repo: str | None = None
+
+
+async def build(task: Build, ctx: Context) -> dict[str, Any]:
+    """Build what changed in one transaction; report on the whole. Raises TaskInvalid, Forbidden."""
+    settings = ctx.settings or KgBuilderSettings()
+    root = scan.open_root(task.root, within=settings.roots if ctx.assignment else None)
+    name = task.repo or root.name
+    repo = await index.open_repo(ctx.db, ctx.key.tenant, name, str(root), move=True)
+    built = await graph.build(ctx.db, repo, root)
+    report = await graph.report(ctx.db, repo.id)
+    return {
+        "repo": name, "files": report.files, "nodes": sum(report.nodes.values()),
+        "edges": sum(report.edges.values()), "changed": built.changed, "removed": built.removed,
+        "notes": built.notes, "report": msgspec.to_builtins(report),
+    }  # fmt: skip
+
+
+@hookimpl
+def cogo_settings() -> type[KgBuilderSettings]:
+    """`[plugins.kg-builder]`."""
+    return KgBuilderSettings
+
+
+@hookimpl
+def cogo_role() -> Role:
+    """Consumes kg/build."""
+    return Role("kg", "build", handle=build, concurrency=2, events="kg", intents=("graph",))
+
+
+@hookimpl
+def cogo_routes() -> Sequence[Any]:
+    """/api/kg/*"""
+    from .routes import ROUTES
+
+    return ROUTES

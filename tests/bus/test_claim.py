@@ -1,0 +1,138 @@
+"""Proves the claim: who gets what, in which order, once, and what is never handed out."""
+
+from __future__ import annotations
+
+import anyio
+from hands import Hand, insert, policy, row, shifted, update
+
+from cogo.core.bus import Bus
+from cogo.core.model import Lane
+
+
+async def test_a_batch_is_claimed_with_everything_a_holder_needs(bus: Bus) -> None:
+    hand = await Hand(bus, "box-1").register()
+    ids = await bus.enqueue_many("t/echo@acme", [{"n": n} for n in range(7)])
+    messages = await hand.claim("t/echo", 5, timeout_ms=30_000)
+    assert [message.id for message in messages] == ids[:5]
+    assert [message.payload for message in messages] == [b'{"n": %d}' % n for n in range(5)]
+    assert {str(message.key) for message in messages} == {"t/echo/0@acme"}
+    assert len({message.fence for message in messages}) == 5
+    assert all(29 < (message.runtime_s or 0) <= 30 for message in messages)
+    assert all(message.expires_in_s is None for message in messages)
+    found = await row(bus, ids[0])
+    assert (found["status"], found["claimed_by"], found["holder_epoch"]) == ("claimed", "box-1", hand.epoch)
+    assert (found["attempts"], found["fence"], found["retry_at"]) == (1, messages[0].fence, None)
+    assert found["claimed_at"] < found["deadline_at"]
+    assert [message.id for message in await hand.claim("t/echo", 5)] == ids[5:]
+    assert await hand.claim("t/echo", 5) == []
+
+
+async def test_lanes_and_shards_are_apart(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    here = await bus.enqueue("t/echo/3", {})
+    for other in ("t/echo/0", "t/other/3", "u/echo/3"):
+        await bus.enqueue(other, {})
+    assert [message.id for message in await hand.claim("t/echo/3", 10)] == [here]
+
+
+async def test_many_claimers_never_share_a_message(bus: Bus) -> None:
+    """Eight sessions claim at once until nothing is left; each message goes to exactly one of them."""
+    ids = set(await bus.enqueue_many("t/echo", [{} for _ in range(600)]))
+    hands = [await Hand(bus, f"box-{n}").register() for n in range(8)]
+    claimed: list[int] = []
+
+    async def take_all(hand: Hand) -> None:
+        while messages := await hand.claim("t/echo", 17):
+            claimed.extend(message.id for message in messages)
+
+    async with anyio.create_task_group() as tasks:
+        for hand in hands:
+            tasks.start_soon(take_all, hand)
+    # A short answer is legal while others hold the locks, so some may be left; but never two of one.
+    claimed += [message.id for message in await hands[0].claim("t/echo", 600)]
+    assert len(claimed) == len(set(claimed))
+    assert set(claimed) == ids
+    attempts = await bus.db.fetch("SELECT DISTINCT attempts, status FROM public.agent_messages")
+    assert attempts == [{"attempts": 1, "status": "claimed"}]
+
+
+async def test_a_due_retry_goes_first_but_takes_half_a_batch_at_most(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    old = await bus.enqueue_many("t/echo", [{} for _ in range(6)])
+    for message in await hand.claim("t/echo", 6):
+        assert await hand.finish(message, "retry", error="x: y", retry_ms=0) == "queued"
+    fresh = await bus.enqueue_many("t/echo", [{} for _ in range(6)])
+    first = {message.id for message in await hand.claim("t/echo", 4)}
+    assert len(first & set(old)) == 2
+    assert len(first & set(fresh)) == 2
+    rest = [message.id for message in await hand.claim("t/echo", 100)]
+    assert sorted([*first, *rest]) == sorted(old + fresh)
+
+
+async def test_a_retry_waits_for_its_time_and_the_empty_claim_says_how_long(bus: Bus, dsn: str) -> None:
+    hand = await Hand(bus).register()
+    id = await bus.enqueue("t/echo", {})
+    (message,) = await hand.claim("t/echo")
+    await hand.finish(message, "retry", error="x: y", retry_ms=90_000)
+    found, due_s = await bus.claim(message.key.lane, 5, holder="hand", epoch=hand.epoch, timeout_ms=1_000)
+    assert found == []
+    assert due_s is not None
+    assert 80 < due_s <= 90
+    async with shifted(dsn, "91 s") as later:
+        (again,) = await Hand(later, "hand").claim("t/echo")
+        assert (again.id, again.attempts) == (id, 2)
+        assert (await row(bus, id))["retry_at"] is None
+
+
+async def test_an_empty_lane_has_no_due_time(bus: Bus) -> None:
+    await insert(bus, "t/other")
+    await insert(bus, "t/echo", status="done")
+    lane = Lane("t", "echo", 0)
+    assert await bus.claim(lane, 5, holder="hand", epoch=1, timeout_ms=1_000) == ([], None)
+
+
+async def test_what_outlived_its_ttl_is_not_handed_out(bus: Bus, dsn: str) -> None:
+    id = await bus.enqueue("t/echo", {}, ttl_ms=60_000)
+    async with shifted(dsn, "59 s") as before, shifted(dsn, "61 s") as after:
+        assert await Hand(after).claim("t/echo") == []
+        (message,) = await Hand(before).claim("t/echo", timeout_ms=600_000)
+        assert message.id == id
+        # The run time of an attempt never reaches past the time to live.
+        assert 0 < (message.runtime_s or 0) <= 1
+        assert message.runtime_s == message.expires_in_s
+
+
+async def test_a_paused_lane_hands_nothing_out(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    await policy(bus, "t/echo", paused_at="now")
+    await bus.enqueue("t/echo", {})
+    assert await hand.claim("t/echo") == []
+    await bus.db.execute("UPDATE cogo.bus_lanes SET paused_at = NULL")
+    assert len(await hand.claim("t/echo")) == 1
+
+
+async def test_the_lane_decides_over_run_time_and_attempts(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    await policy(bus, "t/echo", timeout_ms=5_000, max_attempts=2)
+    await bus.enqueue("t/echo", {})
+    (message,) = await hand.claim("t/echo", timeout_ms=600_000)
+    assert 4 < (message.runtime_s or 0) <= 5
+    assert message.max_attempts == 2
+
+
+async def test_a_cancelled_or_foreign_message_is_not_claimed_again(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    cancelled = await bus.enqueue("t/echo", {})
+    foreign = await bus.enqueue("t/echo", {})
+    await bus.cancel(cancelled, actor="test")
+    await update(bus, foreign, status="claimed", claimed_by="somebody")
+    assert await hand.claim("t/echo") == []
+
+
+async def test_a_locked_row_holds_up_nobody(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    locked, free = await bus.enqueue("t/echo", {}), await bus.enqueue("t/echo", {})
+    async with bus.db.transaction() as conn:
+        await conn.execute("SELECT FROM public.agent_messages WHERE id = %s FOR UPDATE", (locked,))
+        assert [message.id for message in await hand.claim("t/echo")] == [free]
+    assert [message.id for message in await hand.claim("t/echo")] == [locked]
