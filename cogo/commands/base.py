@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from importlib.util import find_spec
@@ -68,7 +69,8 @@ def run_async(body: Callable[[], Coroutine[Any, Any, T]], *, uvloop: bool = Fals
     from cogo.core.errors import CogoError
 
     try:
-        options = {"use_uvloop": uvloop and find_spec("uvloop") is not None}
+        quieten()
+    options = {"use_uvloop": uvloop and find_spec("uvloop") is not None}
         return anyio.run(body, backend="asyncio", backend_options=options)
     except BaseExceptionGroup as group:
         errors, _ = group.split((CogoError, KeyboardInterrupt))
@@ -78,6 +80,14 @@ def run_async(body: Callable[[], Coroutine[Any, Any, T]], *, uvloop: bool = Fals
         while isinstance(leaf, BaseExceptionGroup):
             leaf = leaf.exceptions[0]
         raise leaf from None
+
+
+def quieten() -> None:
+    """Keep what libraries log about lost connections off a person's terminal: our errors say it once."""
+    for name in ("psycopg", "psycopg.pool", "cogo"):
+        logger = logging.getLogger(name)
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())
 
 
 def emit(data: Any) -> None:

@@ -300,15 +300,26 @@ class Bus:
         return Result(**row)
 
     async def wait(self, id: int, timeout_s: float) -> Result:
-        """The result when the message has ended, or how it stands after `timeout_s`."""
-        now = await self.peek(id)
-        if now.terminal or timeout_s <= 0:
-            return now
+        """The result when the message has ended, or how it stands after `timeout_s`.
+
+        An outage that is shorter than that is waited through. Raises MessageUnknown, BusUnavailable.
+        """
+        if timeout_s <= 0:
+            return await self.peek(id)
         end = time.monotonic() + timeout_s
+        with suppress(BusUnavailable):
+            if (now := await self.peek(id)).terminal:
+                return now
         async with self.watching(id, timeout_s) as changed:
-            while not (now := await self.peek(id)).terminal and (left_s := end - time.monotonic()) > 0:
+            while True:
+                left_s = end - time.monotonic()
+                try:
+                    if (now := await self.peek(id)).terminal or left_s <= 0:
+                        return now
+                except BusUnavailable:
+                    if left_s <= 0:
+                        raise
                 await changed(left_s)
-        return now
 
     async def result(self, id: int, *, timeout_s: float = 30.0) -> Result:
         """How a message ended. Raises ResultPending after `timeout_s`, MessageUnknown."""
@@ -323,15 +334,22 @@ class Bus:
         end = time.monotonic() + timeout_s
         async with self.watching(id, timeout_s) as changed:
             while True:  # no cancel scope here: it would cancel the reader's own code between two yields
-                ended = (await self.peek(id)).terminal  # read before the chunks: none can come after
-                rows = await self.db.fetch(sql, (id, after))
+                left_s = end - time.monotonic()
+                rows: list[dict[str, Any]] = []
+                try:
+                    ended = (await self.peek(id)).terminal  # read before the chunks: none can come after
+                    rows = await self.db.fetch(sql, (id, after))
+                except BusUnavailable:
+                    if left_s <= 0:
+                        raise
+                    ended = False
                 for row in rows:
                     after = row["n"]
                     yield Chunk(**row)
-                if not rows and (ended or time.monotonic() >= end):
-                    return
                 if not rows:
-                    await changed(end - time.monotonic())
+                    if ended or left_s <= 0:
+                        return
+                    await changed(left_s)
 
     @asynccontextmanager
     async def watching(self, id: int, timeout_s: float) -> AsyncIterator[Any]:
@@ -352,10 +370,11 @@ class Bus:
                     await event.wait()
             poll_s = min(poll_s * 1.5, 2.0)
 
-        await self.db.execute(
-            "INSERT INTO cogo.bus_waiters VALUES (%s, %s, cogo.now() + %s * interval '1 s')",
-            (id, token, timeout_s + 5),
-        )
+        with suppress(BusUnavailable):  # then it is the floor that counts
+            await self.db.execute(
+                "INSERT INTO cogo.bus_waiters VALUES (%s, %s, cogo.now() + %s * interval '1 s')",
+                (id, token, timeout_s + 5),
+            )
         try:
             yield changed
         finally:

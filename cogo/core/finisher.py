@@ -8,6 +8,7 @@ row itself is read before the claim is called lost.
 from __future__ import annotations
 
 import logging
+from collections import deque
 
 import anyio
 import msgspec
@@ -43,56 +44,59 @@ def log_end(outcome: Outcome, note: Note, status: str | None) -> None:
 
 
 class Finisher:
-    """One per process; `submit` waits when BACKLOG outcomes are unwritten."""
+    """One per process; `submit` waits while BACKLOG outcomes are unwritten."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._send, self._receive = anyio.create_memory_object_stream[tuple[Outcome, Note]](BACKLOG)
+        self._waiting: deque[tuple[Outcome, Note]] = deque()
+        self._more = anyio.Event()
+        self._room = anyio.Event()
+        self._closed = False
         self._scope = anyio.CancelScope()
         self._outage = telemetry.Outage("finish")
         self.unwritten: set[int] = set()
         """Fences of the outcomes that the database has neither accepted nor refused yet."""
 
     async def submit(self, outcome: Outcome, note: Note) -> None:
-        self.unwritten.add(outcome.fence)
-        await self._send.send((outcome, note))
+        while len(self._waiting) >= BACKLOG:
+            await self._room.wait()
+        self.submit_last(outcome, note)
 
     def submit_last(self, outcome: Outcome, note: Note) -> None:
-        """Submit without waiting, from a task that is being cancelled; what finds no room is dropped."""
+        """Submit without waiting: from a task that is being cancelled."""
         self.unwritten.add(outcome.fence)
-        try:
-            self._send.send_nowait((outcome, note))
-        except (anyio.WouldBlock, anyio.ClosedResourceError, anyio.BrokenResourceError):
-            self.unwritten.discard(outcome.fence)  # the reclaimer puts it back
+        self._waiting.append((outcome, note))
+        self._more.set()
 
     def close(self, within_s: float) -> None:
         """No more outcomes come; `run` returns when all are written, or after `within_s` without them.
 
         What could not be written (the database is away) is reclaimed when the lease has ended.
         """
-        self._send.close()
+        self._closed = True
+        self._more.set()
         self._scope.deadline = anyio.current_time() + within_s
 
     async def run(self) -> None:
+        """Write what is submitted, until close()."""
         with self._scope:
-            await self._run()
+            while self._waiting or not self._closed:
+                if self._waiting:
+                    await self._write(self._next_batch())
+                else:
+                    self._more = anyio.Event()
+                    await self._more.wait()
 
-    async def _run(self) -> None:
-        async with self._receive:
-            async for first in self._receive:
-                batch, again = {first[0].id: first}, None
-                while len(batch) < BATCH and again is None:
-                    try:
-                        one = self._receive.receive_nowait()
-                    except (anyio.WouldBlock, anyio.EndOfStream):
-                        break
-                    # A late outcome of an earlier claim on the same message: the answer, which is by
-                    # id, could not tell the two apart.
-                    again = one if one[0].id in batch else None
-                    batch.setdefault(one[0].id, one)
-                await self._write(list(batch.values()))
-                if again is not None:
-                    await self._write([again])
+    def _next_batch(self) -> list[tuple[Outcome, Note]]:
+        batch: dict[int, tuple[Outcome, Note]] = {}
+        # One outcome of each message: the late one of an earlier claim waits for the next batch, since
+        # the answer, which is by id, could not tell the two apart.
+        while self._waiting and len(batch) < BATCH and self._waiting[0][0].id not in batch:
+            one = self._waiting.popleft()
+            batch[one[0].id] = one
+        self._room.set()
+        self._room = anyio.Event()
+        return list(batch.values())
 
     async def _write(self, batch: list[tuple[Outcome, Note]]) -> None:
         resent = False

@@ -42,6 +42,7 @@ class Lease:
         self.on_lost: Callable[[], None] = lambda: None
         self._lost = 0
         self._left = False
+        self._turn = anyio.Lock()
         self._conn: psycopg.AsyncConnection[Any] | None = None
 
     @property
@@ -74,6 +75,12 @@ class Lease:
 
     async def run(self) -> None:
         """Beat until leave(). When the local deadline passes, `on_lost` is called, once per loss."""
+        try:
+            await self._beat_on()
+        finally:
+            await self._drop_connection()
+
+    async def _beat_on(self) -> None:
         outage = telemetry.Outage("lease")
         lost = False
         while not self._left:
@@ -111,19 +118,22 @@ class Lease:
         self.deadline = 0.0
         try:
             with anyio.move_on_after(2.0, shield=True), translated():
-                await (await self._connection()).execute("SELECT cogo.leave(%s)", (self.epoch,))
-        except BusUnavailable:
+                async with self._turn:
+                    await (await self._connection()).execute("SELECT cogo.leave(%s)", (self.epoch,))
+        except (BusUnavailable, psycopg.Error):
             pass  # it ends by itself
         await self._drop_connection()
 
     async def _beat(self) -> None:
         # While the lease stands no longer than it does, so that a loss is noticed in time.
-        with anyio.fail_after(min(self.beat_s, self._left_s()) if self.stands else self.beat_s), translated():
-            conn = await self._connection()
-            if self._left:
-                return
-            cursor = await conn.execute("SELECT cogo.beat(%s, %s)", (self.epoch, self.lease_ms))
-            row = await cursor.fetchone()
+        within_s = min(self.beat_s, self._left_s()) if self.stands else self.beat_s
+        with anyio.fail_after(within_s), translated():
+            async with self._turn:
+                if self._left:
+                    return
+                conn = await self._connection()
+                cursor = await conn.execute("SELECT cogo.beat(%s, %s)", (self.epoch, self.lease_ms))
+                row = await cursor.fetchone()
         if row is None or not row[0]:  # the holder row was deleted, and with it every claim of this epoch
             self.deadline = 0.0
             self._note_loss(lost=False)

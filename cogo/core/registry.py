@@ -36,6 +36,7 @@ PROCESS_NAMES = {
     "cogo-bus-reclaimer": "reclaimer",
     "cogo-bus-retention": "retention",
     "cogo-metrics-server": "metrics",
+    "orchestrator-chat": "ingress",
 }
 OLD_NAMES = {
     "orchestrator-bus-worker": "orchestrator",

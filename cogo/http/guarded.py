@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import http
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -20,8 +20,6 @@ from .problems import raw_response
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
-JOIN_MAX = 16 * 1024
-"""Bytes that may be held until the loop turns."""
 PROBES = frozenset({"/livez", "/readyz", "/health"})
 
 
@@ -36,44 +34,6 @@ class Limits(msgspec.Struct, frozen=True):
     connections: int = 512
     spare: int = 64
     """Connections above the limit that still get probes answered, everything else 503."""
-
-
-class JoinedWrites:
-    """A transport that sends what is written in one turn of the loop together.
-
-    Uvicorn writes headers and body apart: two system calls and two packets for every small answer.
-    Large writes go out at once, so that flow control sees them.
-    """
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._held: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        """Send with what else is written before the loop turns."""
-        if not self._held:
-            self._loop.call_soon(self.flush)
-        self._held.append(data)
-        self._size += len(data)
-        if self._size > JOIN_MAX:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what is held."""
-        if self._held:
-            held, self._held, self._size = b"".join(self._held), [], 0
-            if not self._transport.is_closing():
-                self._transport.write(held)
-
-    def close(self) -> None:
-        """Close once everything has been sent."""
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -94,7 +54,6 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Refuse above the cap, serve only probes just below it, else wait for headers."""
         super().connection_made(transport)
-        self.transport = cast("asyncio.Transport", JoinedWrites(transport, self.loop))
         held = len(self.connections)
         if held > self.limits.connections + self.limits.spare:
             self._refuse(Overloaded())
@@ -109,16 +68,23 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count header bytes as they come: a name without an end is kept in memory by the parser."""
+        """Count header bytes as they come: a name without an end is kept in memory by the parser.
+
+        Deadlines are set only for what has not come as a whole: most requests need no timer.
+        """
         if self._refused:
             return
         if self._awaiting_headers:
             self._header_bytes += len(data)
-            if self._deadline is None:  # the first byte after an idle keep-alive
-                self._arm(self.limits.headers_s)
         super().data_received(data)
-        if self._awaiting_headers and self._header_bytes > self.limits.header_bytes:
+        if self.transport.is_closing():
+            return
+        if not self._awaiting_headers:
+            self._arm(self.limits.body_s)
+        elif self._header_bytes > self.limits.header_bytes:
             self._refuse(HeadersTooLarge())
+        elif self._header_bytes:
+            self._arm(self.limits.headers_s)
 
     # -- the parser's callbacks
 
@@ -129,8 +95,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(HeadersTooLarge())
         if self._refused:
             return
+        self._disarm()
         self._awaiting_headers = False
-        self._arm(self.limits.body_s)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -195,8 +161,9 @@ class GuardedProtocol(HttpToolsProtocol):
         return not cycle.response_started and not self.pipeline
 
     def _arm(self, seconds: float) -> None:
-        self._disarm()
-        self._deadline = self.loop.call_later(seconds, self._too_slow)
+        """Start the deadline, unless it runs: what trickles does not move it."""
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(seconds, self._too_slow)
 
     def _disarm(self) -> None:
         if self._deadline is not None:
@@ -205,7 +172,9 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._deadline = None
-        if self._awaiting_headers and not self._header_bytes:
+        if self._awaiting_headers and not self._may_answer():
+            self._arm(self.limits.headers_s)  # the one before is being answered: that has no deadline
+        elif self._awaiting_headers and not self._header_bytes:
             self.transport.close()  # nothing was asked, so nothing is answered
         else:
             self._refuse(RequestTimeout())

@@ -11,14 +11,16 @@ from cogo._version import __version__
 
 from .auth import public
 
+ANY_QUERY = {"any_query": True}  # probes of some balancers add a number against caches
 
-@get("/livez", guards=[public], sync_to_thread=False)
+
+@get("/livez", guards=[public], sync_to_thread=False, opt=ANY_QUERY)
 def livez() -> dict[str, str]:
     """The event loop answers. Never asks the database: a restart would not bring it back."""
     return {"status": "ok"}
 
 
-@get("/readyz", guards=[public], sync_to_thread=False)
+@get("/readyz", guards=[public], sync_to_thread=False, opt=ANY_QUERY)
 def readyz(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     """200 while the database and the listener are fresh and the process is not stopping, else 503."""
     runtime = request.app.state.runtime
@@ -34,7 +36,7 @@ def readyz(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     return Response(body, status_code=200 if ready else 503, headers={} if ready else {"retry-after": "1"})
 
 
-@get("/health", guards=[public], sync_to_thread=False)
+@get("/health", guards=[public], sync_to_thread=False, opt=ANY_QUERY)
 def health(request: Request[Any, Any, Any]) -> dict[str, Any]:
     """What this process is: its roles, its holder name, its age in seconds and its version."""
     runtime = request.app.state.runtime

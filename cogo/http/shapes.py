@@ -83,4 +83,4 @@ def bounded(seconds: float = QUERY_S) -> Iterator[None]:
         with anyio.fail_after(seconds):
             yield
     except TimeoutError:
-        raise Overloaded(f"the query took longer than {seconds:g} s; narrow it") from None
+        raise Overloaded(f"the database took longer than {seconds:g} s") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncGenerator, Callable
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import msgspec
 from litestar.background_tasks import BackgroundTask
 from litestar.response import Stream
 
+from cogo.core.errors import BusUnavailable
 from cogo.core.model import Result
 
 from . import queries
@@ -50,22 +52,26 @@ def stream(bus: Bus, message: int, after: int, stop: anyio.Event, shape: Shape) 
 async def _events(
     bus: Bus, message: int, after: int, stop: anyio.Event, shape: Shape
 ) -> AsyncGenerator[bytes, None]:
+    """The stream's bytes. It just ends when its life is over, the process stops or the database is
+    away: a client of server-sent events comes back by itself, with the last number that it saw.
+    """
     yield f"retry: {RETRY_MS}\n\n".encode()
     until = anyio.current_time() + LIFE_S
     beat_at = anyio.current_time() + HEARTBEAT_S
-    async with bus.watching(message, LIFE_S) as changed:
-        while anyio.current_time() < until and not stop.is_set():
-            now = await bus.peek(message)  # read before the chunks: none can come after the end
-            rows = await bus.db.fetch(queries.CHUNKS, {"id": message, "after": after})
-            for row in rows:
-                after = row["n"]
-                yield event(row["kind"], row["data"].encode(), after)
-            if now.terminal and not rows:
-                yield event("outcome", msgspec.json.encode(shape(now)), "end")
-                return
-            if not rows and await _next_beat(changed, stop, beat_at):
-                yield b": still here\n\n"
-                beat_at = anyio.current_time() + HEARTBEAT_S
+    with contextlib.suppress(BusUnavailable):
+        async with bus.watching(message, LIFE_S) as changed:
+            while anyio.current_time() < until and not stop.is_set():
+                now = await bus.peek(message)  # read before the chunks: none can come after the end
+                rows = await bus.db.fetch(queries.CHUNKS, {"id": message, "after": after})
+                for row in rows:
+                    after = row["n"]
+                    yield event(row["kind"], row["data"].encode(), after)
+                if now.terminal and not rows:
+                    yield event("outcome", msgspec.json.encode(shape(now)), "end")
+                    return
+                if not rows and await _next_beat(changed, stop, beat_at):
+                    yield b": still here\n\n"
+                    beat_at = anyio.current_time() + HEARTBEAT_S
 
 
 async def _next_beat(changed: Callable[[], Any], stop: anyio.Event, beat_at: float) -> bool:

@@ -6,6 +6,7 @@ by another worker or after a crash, does what is left to do and nothing twice.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -28,8 +29,12 @@ K1, B = 1.6, 0.75
 PIVOT = {"section": 90.0}
 PIVOT_CODE = 50.0
 NAME_WEIGHT, PATH_WEIGHT = 3, 2
-# Heads of modules and classes list many names without saying much about one.
-PRIOR = {"module": 0.85, "class": 0.85}
+# What a span is worth besides its words. The head of a module lists many names and says little about
+# one; __repr__ and its kin are short and full of the class's name; a test says all the words of what it
+# tests, but isn't where it is done.
+PRIOR_MODULE, PRIOR_DUNDER, PRIOR_TEST = 0.92, 0.85, 0.8
+_DUNDER = re.compile(r"\.__\w+__$")
+_TEST = re.compile(r"(^|/)(tests?|testing)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.\w+$")
 ERRORS_SHOWN = 20
 
 Put = Literal["indexed", "unchanged", "removed", "absent"]
@@ -206,11 +211,13 @@ def prepare(path: str, read: scan.Read, lang: str | None = None) -> Prepared:
 def _postings(path: str, chunks: Sequence[chunking.Chunk]) -> dict[str, tuple[list[int], list[float]]]:
     found: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
     place = tokens.terms(str(PurePosixPath(path).with_suffix("")))
+    of_file = (K1 + 1) * (PRIOR_TEST if _TEST.search(path) else 1.0)
     for ord, chunk in enumerate(chunks):
         names = tokens.terms(chunk.qualname)
         counts = Counter(tokens.terms(chunk.text) + names * NAME_WEIGHT + place * PATH_WEIGHT)
         length = 1 - B + B * counts.total() / PIVOT.get(chunk.kind, PIVOT_CODE)
-        prior = PRIOR.get(chunk.kind, 1.0) * (K1 + 1)
+        prior = of_file * (PRIOR_MODULE if chunk.kind == "module" else 1.0)
+        prior *= PRIOR_DUNDER if _DUNDER.search(chunk.qualname) else 1.0
         for term, n in counts.items():
             ords, weights = found[term]
             ords.append(ord)

@@ -130,3 +130,9 @@ FROM size, unnest(%(terms)s::text[]) AS q(term) CROSS JOIN LATERAL (
   SELECT coalesce(sum(cardinality(ords)), 0)::real AS df FROM cogo.kb_postings
   WHERE repo_id = ANY (%(repos)s::integer[]) AND term = q.term) d
 """
+LINE = """
+SELECT c.start_line, c.text FROM cogo.kb_repos r JOIN cogo.kb_files f ON f.repo_id = r.id
+JOIN cogo.kb_chunks c ON c.file_id = f.id
+WHERE r.tenant = %(tenant)s AND r.name = %(repo)s AND f.path = %(path)s
+  AND %(line)s BETWEEN c.start_line AND c.end_line
+"""

@@ -230,6 +230,8 @@ async def test_browsers_of_any_origin_may_ask(serve: Any):
             await client.post(PATH, json=BODY),
         ):
             assert answer.headers["access-control-allow-origin"] == "*"
+        region = await client.post(f"{PATH}?forceFunctionRegion=x", json=BODY, headers={"apikey": PUB})
+        assert region.status_code == 202, "what Supabase's clients add is ignored"
         wrong = await client.get(PATH)
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "OPTIONS, POST")
         elsewhere = await client.get("/api/messages")

@@ -119,6 +119,23 @@ async def test_a_client_that_stops_sending_is_closed(parts: tuple[bytes, ...], l
         assert not server.server_state.connections
 
 
+async def test_a_blank_line_after_a_request_does_not_end_its_answer():
+    """A pipelined beginning is not timed while the request before it is at work (a long poll, say)."""
+    go = anyio.Event()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await echo(scope, receive, send)
+
+    async with serving(slow) as (port, _):
+        stream = await talk(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\na\r\n")
+        with anyio.move_on_after(3 * FAST.headers_s) as early:
+            await stream.receive()
+        assert early.cancelled_caught, "nothing came, and the connection is open"
+        go.set()
+        assert b"200 OK" in await rest(stream)
+
+
 async def test_a_client_that_trickles_headers_is_closed():
     """A byte now and then does not move the deadline."""
     async with serving() as (port, _):

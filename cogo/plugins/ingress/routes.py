@@ -14,6 +14,7 @@ from litestar.params import JSONBody
 from cogo import RoutingKey, errors
 from cogo.web import (
     Tenant,
+    bounded,
     bus_of,
     db_of,
     on_exception,
@@ -85,7 +86,14 @@ def idempotency_key(request: Request[Any, Any, Any]) -> str | None:
     return key
 
 
-@post(PATH, guards=[api_key], exception_handlers={Exception: on_refusal}, status_code=202)
+# Supabase's clients may add `?forceFunctionRegion=`, which an Edge Function ignores.
+@post(
+    PATH,
+    guards=[api_key],
+    exception_handlers={Exception: on_refusal},
+    status_code=202,
+    opt={"any_query": True},
+)
 async def orchestrate(
     request: Request[Any, Any, Any], data: JSONBody[Ask], gate: NamedDependency[Gate]
 ) -> Response[Accepted]:
@@ -101,10 +109,13 @@ async def orchestrate(
         raise errors.AssignmentForbidden
     key = idempotency_key(request)
     gate.buckets.take((request.headers["apikey"], data.tenant))
-    await gate.depth.check(db_of(request))
     to = RoutingKey("orchestrator", "decide", 0, data.tenant)
     row = {"intent": data.intent, "payload": data.payload}
-    found = await bus_of(request).enqueue(to, row, idempotency_key=key, traceparent=traceparent_of(request))
+    with bounded():
+        await gate.depth.check(db_of(request))
+        found = await bus_of(request).enqueue(
+            to, row, idempotency_key=key, traceparent=traceparent_of(request)
+        )
     return Response(Accepted(found), status_code=202, headers={**CORS, "location": f"/api/messages/{found}"})
 
 

@@ -1,0 +1,213 @@
+"""Answers without a language model: the lines that answer, who uses them, and where each stands.
+
+Every statement names `path:start-end`, and its quote is a piece of exactly those lines. When the words
+of the question weigh more than what was found of them, the answer is "not found": that is better than
+a confident list of lines about something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from . import graph_queries, queries, search, tokens
+
+if TYPE_CHECKING:
+    from cogo import Database
+
+FOUND_FROM = 0.35
+"""Confidence below which nothing counts as found. Measured (docs/adr/0005): general-knowledge questions
+reach 0.2 in a foreign repository, a person's questions about its own subject 0.45 and more."""
+STATEMENTS = 3
+NEAR = 0.6
+"""Hits count as answers from this share of the best one's score."""
+QUOTE_MAX = 500
+SIGNATURE_MAX, TEXT_MAX = 160, 300
+SIGNATURE_LINES = 30
+DOCSTRING_BONUS = 1.0
+WINDOW = 3
+IMPORTERS_SHOWN = 2
+
+# Words by which people ask, and words for code as such: no evidence that a span is about the question.
+_ASKING = frozenset(
+    """which what where when who whom how why does do did is are was were can could should would will there here
+    part code function functions class classes method methods module modules file files repository repo project
+    thing something anyone anything way please tell show explain describe find look me about used use using
+    happens happen happening get got give gives works work handled handle responsible implemented implement
+    defined define located live lives say says said written true""".split()
+)
+_DEF = re.compile(r"\s*(async\s+def|def|class)\b")
+_MARKS = re.compile(r'^(#+|[*>|-]+)\s+|[rbuf]?"""|[rbuf]?\'\'\'')
+
+
+class Citation(msgspec.Struct, frozen=True):
+    """`quote` stands in the file `path` of `repo` within the lines `line` to `end` (1-based, inclusive)."""
+
+    path: str
+    line: int
+    end: int
+    quote: str
+    repo: str
+    qualname: str
+
+    @property
+    def place(self) -> str:
+        return f"{self.path}:{self.line}-{self.end}"
+
+
+class Answer(msgspec.Struct):
+    """What gateway/chat ends with. `confidence` is from 0 to 1; without an answer there are no citations."""
+
+    found: bool
+    answer: str
+    mode: str
+    confidence: float
+    citations: list[Citation]
+
+
+async def answer(db: Database, tenant: str, question: str, *, repo: str | None = None, k: int = 6) -> Answer:
+    """Answer from the index of one repository, or of all of the tenant's. Raises NotFound, Invalid."""
+    asked = essence(question)
+    (hits,) = await search.search(db, tenant, [asked], k, search.Scope(repo=repo))
+    confidence = round(max((min(1.0, hit.strength) * hit.coverage for hit in hits), default=0.0), 2)
+    if confidence < FOUND_FROM:
+        return Answer(found=False, answer="not found", mode="extractive", confidence=confidence, citations=[])
+    best = _distinct(hit for hit in hits if hit.score >= NEAR * hits[0].score)[:STATEMENTS]
+    ids = await search.repo_ids(db, tenant, repo)
+    weights = await search.idf(db, ids, sorted(set(tokens.terms(asked))))
+    facts = await _facts(db, tenant, best)
+    lines, citations = list[str](), list[Citation]()
+    for number, hit in enumerate(best):
+        said, cited = _statement(hit, weights)
+        lines += said
+        citations += cited
+        if number == 0 and (fact := facts.get((hit.repo, hit.path))):
+            lines.append(_importers(fact))
+            citations += fact[1]
+    return Answer(found=True, answer="\n".join(lines), mode="extractive", confidence=confidence, citations=citations)
+
+
+def essence(question: str) -> str:
+    """The question without the words by which one asks; all of it when nothing else is left."""
+    words = re.findall(r"[^\W_]+(?:[_.][^\W_]+)*", question)
+    return " ".join(word for word in words if word.lower() not in _ASKING) or question
+
+
+def _distinct(hits: Any) -> list[search.Hit]:
+    """Without spans whose text was there before (files that are copies of each other)."""
+    return list({hit.text: hit for hit in reversed(list(hits))}.values())[::-1]
+
+
+# -- one span ---------------------------------------------------------------------------------
+
+
+def _statement(hit: search.Hit, weights: dict[str, float]) -> tuple[list[str], list[Citation]]:
+    """What a hit says: the symbol with its signature, and the lines that answer best."""
+    lines = hit.text.split("\n")
+    head = _signature(lines)
+    # What the name says already is said; the line should add to it.
+    named = set(tokens.terms(hit.qualname))
+    window = _best_lines(lines, head, {t: w * (0.3 if t in named else 1.0) for t, w in weights.items()})
+    said, cited = list[str](), list[Citation]()
+    if head is not None:
+        whole = _cite(hit, lines, head, span=(0, len(lines)))
+        said.append(f"{hit.kind} `{hit.qualname}` [{whole.place}]: {_plain(whole.quote, SIGNATURE_MAX)}")
+        cited.append(whole)
+    if window is not None:
+        piece = _cite(hit, lines, window)
+        where = "  says" if head is not None else f"{hit.kind} `{hit.qualname or hit.path}`"
+        said.append(f"{where} [{piece.place}]: {_plain(piece.quote, TEXT_MAX)}")
+        cited.append(piece)
+    return said, cited
+
+
+def _cite(
+    hit: search.Hit, lines: list[str], part: tuple[int, int], *, span: tuple[int, int] | None = None
+) -> Citation:
+    """Quote lines[part] (0-based, end exclusive), cited by their own lines or by those of `span`."""
+    first, last = span or part
+    quote = "\n".join(lines[slice(*part)])[:QUOTE_MAX].strip()
+    return Citation(hit.path, hit.start + first, hit.start + last - 1, quote, hit.repo, hit.qualname)
+
+
+def _signature(lines: list[str]) -> tuple[int, int] | None:
+    """The lines of `def …:` or `class …:`, if the span begins with one (after decorators)."""
+    start = next((i for i, line in enumerate(lines) if _DEF.match(line)), None)
+    if start is None or not (start == 0 or lines[0].lstrip().startswith("@")):
+        return None
+    depth = 0
+    for i in range(start, min(start + SIGNATURE_LINES, len(lines))):
+        code = lines[i].split(" #")[0]
+        depth += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
+        if depth <= 0 and ":" in code:
+            return start, i + 1
+    return start, start + 1
+
+
+def _best_lines(
+    lines: list[str], head: tuple[int, int] | None, weights: dict[str, float]
+) -> tuple[int, int] | None:
+    """Up to three neighbouring lines with the most of the question's words, after the signature."""
+    first = head[1] if head else 0
+    found = [set(tokens.terms(line)) & weights.keys() for line in lines]
+    best, chosen = 0.0, None
+    for start in range(first, len(lines)):
+        together: set[str] = set()
+        for end in range(start, min(start + WINDOW, len(lines))):
+            if not lines[end].strip():
+                break
+            together |= found[end]
+            value = sum(weights[term] for term in together) * (1 - 0.05 * (end - start))
+            value += DOCSTRING_BONUS * lines[start].lstrip().startswith('"""')
+            if value > best:
+                best, chosen = value, (start, end + 1)
+    if chosen is None and first < len(lines) and (head is None or '"""' in lines[first]):
+        return first, first + 1  # only the name matches: then what it says of itself
+    return chosen
+
+
+def _plain(quote: str, limit: int) -> str:
+    """A quote as running text, without comment signs and docstring quotes, cut to the limit."""
+    words = " ".join(filter(None, (_MARKS.sub("", line).strip() for line in quote.split("\n"))))
+    return words if len(words) <= limit else words[: limit - 1] + "…"
+
+
+# -- what the graph adds ----------------------------------------------------------------------
+
+_Fact = tuple[str, list[Citation], int]
+"""Module, its first importers, and how many there are."""
+
+
+async def _facts(db: Database, tenant: str, hits: Sequence[search.Hit]) -> dict[tuple[str, str], _Fact]:
+    """Who imports the module of the best hit, with the importing lines as the index has them."""
+    params = {
+        "repos": [hit.repo for hit in hits[:1]], "paths": [hit.path for hit in hits[:1]], "tenant": tenant,
+        "show": IMPORTERS_SHOWN,
+    }  # fmt: skip
+    rows = [row for row in await db.fetch(graph_queries.FACTS, params) if row["importers"]]
+    found: dict[tuple[str, str], _Fact] = {}
+    for row in rows:
+        cited = [await _line(db, tenant, row["repo"], each) for each in row["importers"]]
+        citations = [citation for citation in cited if citation]
+        if citations:
+            found[row["repo"], row["path"]] = (row["module"], citations, row["n"])
+    return found
+
+
+async def _line(db: Database, tenant: str, repo: str, at: dict[str, Any]) -> Citation | None:
+    """One line of an indexed file; None when the index doesn't hold it (any more)."""
+    row = await db.fetch_one(queries.LINE, {"tenant": tenant, "repo": repo, "path": at["path"], "line": at["line"]})
+    if row is None:
+        return None
+    text = row["text"].split("\n")[at["line"] - row["start_line"]]
+    return Citation(at["path"], at["line"], at["line"], text.strip()[:QUOTE_MAX], repo, at["module"])
+
+
+def _importers(fact: _Fact) -> str:
+    module, citations, count = fact
+    named = ", ".join(f"`{each.qualname}` [{each.place}]" for each in citations)
+    rest = count - len(citations)
+    return f"Its module `{module}` is imported by {named}" + (f" and {rest} more." if rest else ".")
