@@ -31,7 +31,7 @@ class Proxy:
         self.deaf = False
         """Swallow notifications, as a pooler in transaction mode does."""
         self.lose_answers_to = b""
-        """Cut a connection when a statement with these bytes has been answered, instead of the answer."""
+        """The next statement with these bytes is executed, but its connection ends before the answer."""
         self.lost = 0
 
     def freeze(self) -> None:
@@ -91,25 +91,30 @@ class Link:
             while data := await source.read(65_536):
                 await self._proxy.flowing()
                 marker = self._proxy.lose_answers_to
-                self._lose = self._lose or bool(marker and marker in data)
+                if marker and marker in data:
+                    self._lose, self._proxy.lose_answers_to = True, b""
                 target.write(data)
                 await target.drain()
         target.transport.abort()
 
     async def backward(self, source: StreamReader, target: StreamWriter) -> None:
         """Message by message (a byte of type, four of length), so that some can be left out."""
+        held, executed = b"", False
         while True:
             head = await source.readexactly(5)
             body = await source.readexactly(int.from_bytes(head[1:]) - 4)
             await self._proxy.flowing()
             if self._proxy.deaf and head[:1] == NOTIFICATION:
                 continue
-            if self._lose:
-                if head[:1] == b"Z":  # ready for the next statement: this one has been committed
-                    self._proxy.lost += 1
-                    return
-                continue
-            target.write(head + body)
+            held += head + body
+            executed = executed or head[:1] == b"C"
+            if self._lose and head[:1] != b"Z":
+                continue  # the answer is held back until it is whole
+            if self._lose and executed:  # and committed; preparing a statement has executed nothing yet
+                self._proxy.lost += 1
+                return
+            target.write(held)
+            held, executed = b"", False
             await target.drain()
 
 

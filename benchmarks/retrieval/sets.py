@@ -38,7 +38,9 @@ def code_set(sources: dict[str, Path], into: Path, *, count: int, seed: int) -> 
     for name, root in sorted(sources.items()):
         for file in sorted(root.rglob("*.py")):
             relative = Path(name) / file.relative_to(root)
-            if any(part in ("tests", "test", "site-packages", "idlelib", "lib2to3") for part in relative.parts):
+            if any(
+                part in ("tests", "test", "site-packages", "idlelib", "lib2to3") for part in relative.parts
+            ):
                 continue
             try:
                 text, found = _without_docstrings(file.read_text("utf-8"), str(relative))
@@ -116,7 +118,14 @@ def _without_titles(text: str, path: str) -> tuple[str, list[Query]]:
     queries: list[Query] = []
     for chunk in chunked.chunks:
         title = chunk.qualname.rsplit(" > ", 1)[-1]
-        first = next((i for i in range(chunk.start - 1, min(chunk.start + 1, len(lines))) if title and title in lines[i]), None)
+        first = next(
+            (
+                i
+                for i in range(chunk.start - 1, min(chunk.start + 1, len(lines)))
+                if title and title in lines[i]
+            ),
+            None,
+        )
         if first is None or chunk.end - chunk.start < 4:
             continue
         if len(re.findall(r"\w+", title)) >= 2:

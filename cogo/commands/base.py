@@ -68,9 +68,9 @@ def run_async(body: Callable[[], Coroutine[Any, Any, T]], *, uvloop: bool = Fals
 
     from cogo.core.errors import CogoError
 
-    try:
-        quieten()
+    quieten()
     options = {"use_uvloop": uvloop and find_spec("uvloop") is not None}
+    try:
         return anyio.run(body, backend="asyncio", backend_options=options)
     except BaseExceptionGroup as group:
         errors, _ = group.split((CogoError, KeyboardInterrupt))

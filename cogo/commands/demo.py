@@ -17,6 +17,7 @@ import msgspec
 
 from cogo.commands import work
 from cogo.commands.base import command, duration, emit, note, say, tenant_option
+from cogo.commands.knowledge import unnamed_places
 from cogo.commands.local import Client, client_of
 from cogo.commands.operate import loaded
 from cogo.commands.progress import Update, progress
@@ -54,7 +55,7 @@ class Asked(msgspec.Struct, kw_only=True):
     trace_id: str | None
     error: str | None = None
     hop_ms: list[float] = []
-    method: str | None = None
+    mode: str | None = None
 
 
 @command(example="cogo demo\ncogo demo ~/src/project --keep\ncogo demo --json | jq '.questions[].citations'")
@@ -155,7 +156,7 @@ async def ask(client: Client, question: str, repo: str, tenant: str, update: Upd
         elapsed_ms=elapsed_ms,
         trace_id=outcome.get("trace_id"),
         error=outcome.get("error"),
-        method=value.get("method"),
+        mode=value.get("mode"),
     )
 
 
@@ -213,8 +214,8 @@ def show_asked(number: int, asked: Asked) -> None:
     else:
         for paragraph in asked.answer.splitlines():
             say(textwrap.fill(paragraph, 100, initial_indent="   ", subsequent_indent="   "))
-    for citation in asked.citations:
-        say(f"     {citation['path']}:{citation['line']}-{citation['end']}")
+    for place in unnamed_places(asked.answer, asked.citations):
+        say(f"     {place}")
     hops = " -> ".join(f"{lane} {duration(ms)}" for lane, ms in zip(asked.hops, asked.hop_ms, strict=True))
     say(f"   {hops}   (message {asked.id}, {duration(asked.elapsed_ms)} in all)", dim=True)
 

@@ -13,7 +13,7 @@ from cogo.commands.base import command, duration, emit, note, say, tenant_option
 from cogo.commands.progress import progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from cogo.core.bus import Bus
     from cogo.knowledge.search import Hit
@@ -117,10 +117,16 @@ def show_answer(value: dict[str, Any], *, already: bool) -> None:
     if not already:
         for paragraph in str(value.get("answer") or "").splitlines():
             say(textwrap.fill(paragraph, 100))
-    for citation in value.get("citations") or []:
-        say(f"  {citation['path']}:{citation['line']}-{citation['end']}")
-    if value.get("method"):
-        note(f"  ({value['method']})")
+    for place in unnamed_places(str(value.get("answer") or ""), value.get("citations") or []):
+        say(f"  {place}")
+    if value.get("mode"):
+        note(f"  ({value['mode']})")
+
+
+def unnamed_places(answer: str, citations: Iterable[dict[str, Any]]) -> list[str]:
+    """`path:line-end` of the citations that the text of the answer does not name itself, each once."""
+    places = [f"{each['path']}:{each['line']}-{each['end']}" for each in citations]
+    return [place for place in dict.fromkeys(places) if place not in answer]
 
 
 @command(example='cogo search "retry backoff" -k 5\ncogo search --batch queries.jsonl > hits.jsonl')

@@ -32,12 +32,12 @@ WINDOW = 3
 IMPORTERS_SHOWN = 2
 
 # Words by which people ask, and words for code as such: no evidence that a span is about the question.
-_ASKING = frozenset(
+_ASKING = tokens.words(
     """which what where when who whom how why does do did is are was were can could should would will there here
     part code function functions class classes method methods module modules file files repository repo project
     thing something anyone anything way please tell show explain describe find look me about used use using
     happens happen happening get got give gives works work handled handle responsible implemented implement
-    defined define located live lives say says said written true""".split()
+    defined define located live lives say says said written true"""
 )
 _DEF = re.compile(r"\s*(async\s+def|def|class)\b")
 _MARKS = re.compile(r'^(#+|[*>|-]+)\s+|[rbuf]?"""|[rbuf]?\'\'\'')
@@ -72,12 +72,13 @@ async def answer(db: Database, tenant: str, question: str, *, repo: str | None =
     """Answer from the index of one repository, or of all of the tenant's. Raises NotFound, Invalid."""
     asked = essence(question)
     (hits,) = await search.search(db, tenant, [asked], k, search.Scope(repo=repo))
-    confidence = round(max((min(1.0, hit.strength) * hit.coverage for hit in hits), default=0.0), 2)
+    terms = sorted(set(tokens.terms(asked)))
+    confidence = round(max((_confidence(hit, len(terms)) for hit in hits), default=0.0), 2)
     if confidence < FOUND_FROM:
         return Answer(found=False, answer="not found", mode="extractive", confidence=confidence, citations=[])
     best = _distinct(hit for hit in hits if hit.score >= NEAR * hits[0].score)[:STATEMENTS]
     ids = await search.repo_ids(db, tenant, repo)
-    weights = await search.idf(db, ids, sorted(set(tokens.terms(asked))))
+    weights = await search.idf(db, ids, terms)
     facts = await _facts(db, tenant, best)
     lines, citations = list[str](), list[Citation]()
     for number, hit in enumerate(best):
@@ -87,7 +88,18 @@ async def answer(db: Database, tenant: str, question: str, *, repo: str | None =
         if number == 0 and (fact := facts.get((hit.repo, hit.path))):
             lines.append(_importers(fact))
             citations += fact[1]
-    return Answer(found=True, answer="\n".join(lines), mode="extractive", confidence=confidence, citations=citations)
+    return Answer(
+        found=True, answer="\n".join(lines), mode="extractive", confidence=confidence, citations=citations
+    )
+
+
+def _confidence(hit: search.Hit, words: int) -> float:
+    """How sure it is that the span is about the question: it has its weighty words, and they weigh in it.
+
+    Nearly all of many words found together are evidence also in a long span, where each weighs little.
+    """
+    together = hit.coverage**4 * (1 - 2 / max(words, 2))
+    return hit.coverage * max(min(1.0, hit.strength), together)
 
 
 def essence(question: str) -> str:
@@ -199,7 +211,9 @@ async def _facts(db: Database, tenant: str, hits: Sequence[search.Hit]) -> dict[
 
 async def _line(db: Database, tenant: str, repo: str, at: dict[str, Any]) -> Citation | None:
     """One line of an indexed file; None when the index doesn't hold it (any more)."""
-    row = await db.fetch_one(queries.LINE, {"tenant": tenant, "repo": repo, "path": at["path"], "line": at["line"]})
+    row = await db.fetch_one(
+        queries.LINE, {"tenant": tenant, "repo": repo, "path": at["path"], "line": at["line"]}
+    )
     if row is None:
         return None
     text = row["text"].split("\n")[at["line"] - row["start_line"]]

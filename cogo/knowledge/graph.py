@@ -16,7 +16,7 @@ import msgspec
 
 from cogo import errors
 
-from . import chunking, facts, scan
+from . import facts, scan
 from . import graph_queries as sql
 
 if TYPE_CHECKING:

@@ -177,7 +177,7 @@ async def put_file(
         if old is not None and bytes(old["digest"]) == read.digest:
             return "unchanged", None
         prepared = await anyio.to_thread.run_sync(prepare, path, read, lang)
-        await _write(conn, repo, path, old and old["id"], read.digest, prepared)
+        await _write(conn, repo, path, None if old is None else old["id"], read.digest, prepared)
     return "indexed", prepared
 
 

@@ -22,7 +22,7 @@ FILES_MAX = 300
 """Files of each sort that are looked at for sentences."""
 WORDS = range(6, 21)
 
-_VERBS = frozenset(
+_VERBS = tokens.words(
     """add apply ask attach book build calculate call cancel check choose clear close collect combine compare
     compile compute connect convert copy count create cut decode decide delete detect determine discard
     dispatch drop emit encode ensure estimate evaluate execute expand extract fetch fill filter find flatten format
@@ -31,14 +31,15 @@ _VERBS = frozenset(
     put raise read reconstruct record reduce register release reload remove rename render replace report reset
     resolve restore retrieve return reverse run save scan schedule search select send serialize set show skip
     sort split start stop store strip submit suspend swap switch take tell test transform translate try turn
-    unwrap update validate verify wait walk wrap write yield""".split()
+    unwrap update validate verify wait walk wrap write yield"""
 )
-_AUX = frozenset("is are was were must may can will should".split())
-_OPENERS = frozenset("the a an each every all any no most some both these".split())
-_VAGUE = frozenset("""it its this that these those they them he she we you your our self above below following
-    therefore also however thus then instead see""".split())
-_CLAUSE = frozenset("that which who when if where while because so".split())
+_AUX = tokens.words("is are was were must may can will should")
+_OPENERS = tokens.words("the a an each every all any no most some both these")
+_VAGUE = tokens.words("""it its this that these those they them he she we you your our self above below following
+    therefore also however thus then instead see""")
+_CLAUSE = tokens.words("that which who when if where while because so")
 _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,'/-]*\Z")
+_COMMENT = re.compile(r"\s*(?:#+|//+|\*|--)\s+(.*)")
 _AND_VERB = re.compile(r" and ([a-z]+) ")
 _SENTENCES = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 _ASIDE = re.compile(r"(^|/)(tests?|testing|examples?|vendor|_vendor|benchmarks?|scripts?|licenses?)(/|$)|changelog|history|"
@@ -72,6 +73,8 @@ def answerable(folder: Path, count: int = 3) -> list[str]:
     """Up to `count` questions that the folder answers, from different files where there are enough."""
     texts = dict(_texts(folder))
     found = [*_from_documents(texts), *_from_docstrings(texts)]
+    if len(found) < count:
+        found += _from_any_text(texts)
     known = Counter(candidate.question for candidate in found)
     chosen: list[_Candidate] = []
     for spread in (True, False):
@@ -86,7 +89,9 @@ def answerable(folder: Path, count: int = 3) -> list[str]:
 def unanswerable(folder: Path) -> str:
     """A question none of whose own words stands anywhere in the folder, as far as there is one."""
     present: set[str] = set()
-    topics = [(codecs.decode(question, "rot13"), codecs.decode(words, "rot13")) for question, words in _TOPICS]
+    topics = [
+        (codecs.decode(question, "rot13"), codecs.decode(words, "rot13")) for question, words in _TOPICS
+    ]
     stems = {question: tokens.terms(words) for question, words in topics}
     patterns = {stem for found in stems.values() for stem in found}
     for _, text in _texts(folder):
@@ -109,7 +114,7 @@ def _texts(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _from_documents(texts: dict[str, str]) -> Iterator[_Candidate]:
     """`The ledger is copied at night.` -> `Is the ledger copied at night?`"""
-    documents = [p for p in texts if p.endswith((".md", ".rst")) and not _ASIDE.search(p)]
+    documents = [p for p in texts if p.endswith((".md", ".rst", ".txt")) and not _ASIDE.search(p)]
     for path in documents[:FILES_MAX]:
         for chunk in chunking.chunk_file(path, texts[path]).chunks:
             title = chunk.qualname.rpartition(" > ")[2]
@@ -117,6 +122,9 @@ def _from_documents(texts: dict[str, str]) -> Iterator[_Candidate]:
                 question = _asked(sentence)
                 if question and _nameless(sentence, title):
                     yield _Candidate(question, path, _rank(sentence) + 0.5)
+                elif _starts_plainly(sentence) and _nameless(sentence, title):
+                    said = sentence[0].lower() + sentence[1:-1]
+                    yield _Candidate(f"Where does it say that {said}?", path, _rank(sentence) - 5)
 
 
 def _sentences(text: str) -> Iterator[str]:
@@ -128,13 +136,36 @@ def _sentences(text: str) -> Iterator[str]:
 
 def _asked(sentence: str) -> str | None:
     """Turn a statement around its auxiliary verb: only when that is certainly the main one."""
-    words = sentence.rstrip(".").split()
-    if not sentence.endswith(".") or words[0].lower() not in _OPENERS or not _is_plain(" ".join(words)):
+    if not _starts_plainly(sentence):
         return None
+    words = sentence.rstrip(".").split()
     at = next((i for i, word in enumerate(words[:7]) if word in _AUX), None)
-    if at is None or at < 2 or _CLAUSE & {word.strip(",").lower() for word in words[:at]} or "," in " ".join(words[:at]):
+    if (
+        at is None
+        or at < 2
+        or _CLAUSE & {word.strip(",").lower() for word in words[:at]}
+        or "," in " ".join(words[:at])
+    ):
         return None
     return " ".join([words[at].capitalize(), words[0].lower(), *words[1:at], *words[at + 1 :]]) + "?"
+
+
+def _starts_plainly(sentence: str) -> bool:
+    opener = sentence.partition(" ")[0].lower()
+    return sentence.endswith(".") and opener in _OPENERS and _is_plain(sentence[:-1])
+
+
+def _from_any_text(texts: dict[str, str]) -> Iterator[_Candidate]:
+    """Sentences of any language from documents and comments, quoted, where nothing better was found."""
+    for path in [p for p in texts if not _ASIDE.search(p)][:FILES_MAX]:
+        document = chunking.language(path) in ("markdown", "rst")
+        for line in texts[path].split("\n"):
+            said = _COMMENT.match(line)
+            words = (line if document else said[1] if said else "").strip(" .").split()
+            if len(words) in range(4, 25) and all(re.fullmatch(r"[^\W\d_][\w'’,-]*", word) for word in words):
+                yield _Candidate(
+                    f"Where does it say \u201c{' '.join(words)}\u201d?", path, len(words) / 25 - 20
+                )
 
 
 # -- from docstrings --------------------------------------------------------------------------
@@ -153,8 +184,8 @@ def _from_docstrings(texts: dict[str, str]) -> Iterator[_Candidate]:
             sentence = " ".join(re.split(r"\n\s*\n|(?<=\.)\s", doc.strip())[0].split()).rstrip(".")
             verb, _, rest = sentence.partition(" ")
             if _is_plain(sentence) and _nameless(sentence, name) and (said := _third_person(verb)):
-                rest = _AND_VERB.sub(lambda found: f" and {_third_person(found[1]) or found[1]} ", rest)
-                yield _Candidate(f"Which {kind} {said} {rest}?", path, _rank(sentence))
+                rest = _AND_VERB.sub(lambda found: f" and {_third_person(found[1]) or found[1]} ", f" {rest}")
+                yield _Candidate(f"Which {kind} {said}{rest}?", path, _rank(sentence))
 
 
 def _documented(body: Iterable[ast.AST], *, in_class: bool) -> Iterator[tuple[str, str, str]]:

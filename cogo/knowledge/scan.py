@@ -100,7 +100,17 @@ def _git_files(root: Path) -> list[str]:
 
     The folder's own git configuration may name programs to run (fsmonitor): it is overruled.
     """
-    command = ["git", "-c", "core.fsmonitor=false", "-c", "safe.directory=*", "-C", str(root), "ls-files", "-z"]
+    command = [
+        "git",
+        "-c",
+        "core.fsmonitor=false",
+        "-c",
+        "safe.directory=*",
+        "-C",
+        str(root),
+        "ls-files",
+        "-z",
+    ]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
@@ -123,7 +133,11 @@ def _walk(root: Path) -> Iterator[str]:
 
 
 def _wanted_folder(path: Path) -> bool:
-    if path.name.startswith(".") or path.name in _SKIPPED_FOLDERS or path.name.endswith((".egg-info", ".dist-info")):
+    if (
+        path.name.startswith(".")
+        or path.name in _SKIPPED_FOLDERS
+        or path.name.endswith((".egg-info", ".dist-info"))
+    ):
         return False
     if path.name in _BUILD_FOLDERS and not (path / "__init__.py").exists():
         return False
@@ -157,7 +171,7 @@ def _bytes(root: Path, path: str, size_max: int) -> bytes:
     full = _below(root, path)
     try:
         # Without blocking: the path may be a pipe that nobody writes to.
-        with open(os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with os.fdopen(os.open(full, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise Skip("not a file")

@@ -95,7 +95,9 @@ async def repo_ids(db: Database, tenant: Tenants, repo: str | None) -> list[int]
     tenants = [tenant] if isinstance(tenant, str) else None if tenant is None else list(tenant)
     rows = await db.fetch(queries.REPO_IDS, {"tenants": tenants, "repo": repo})
     if repo is not None and not rows:
-        raise errors.NotFound(f"nothing is indexed under the name {repo!r}", hint="`cogo index PATH` indexes it.")
+        raise errors.NotFound(
+            f"nothing is indexed under the name {repo!r}", hint="`cogo index PATH` indexes it."
+        )
     return [row["id"] for row in rows]
 
 

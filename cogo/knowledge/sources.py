@@ -33,7 +33,9 @@ def parse(text: str) -> Source:
     """Read `schema.table:id:text[:tenant]`. Raises InvalidSetting."""
     parts = text.split(":")
     if len(parts) not in (3, 4) or not all(parts):
-        raise errors.InvalidSetting(f"plugins.rag-dispatcher.tables: {text!r} is not schema.table:id:text[:tenant]")
+        raise errors.InvalidSetting(
+            f"plugins.rag-dispatcher.tables: {text!r} is not schema.table:id:text[:tenant]"
+        )
     return Source(*parts)
 
 
@@ -49,7 +51,9 @@ async def follow(db: Database, wanted: Sequence[Source]) -> int:
     for source in sources.values():
         missing = await db.fetch_value(queries.MISSING, msgspec.structs.asdict(source))
         if missing:
-            raise errors.InvalidSetting(f"plugins.rag-dispatcher.tables: {source.table}: there is no {missing}")
+            raise errors.InvalidSetting(
+                f"plugins.rag-dispatcher.tables: {source.table}: there is no {missing}"
+            )
         told += await db.fetch_value(queries.FOLLOW, msgspec.structs.astuple(source))
     return told
 

@@ -24,18 +24,24 @@ _VOWEL = re.compile(r"[aeiouy]")
 _ENDINGS = ("ations", "ation", "ator", "ition", "ion", "ive", "ment", "able", "ible", "ing", "ers", "ors",
             "er", "or", "ed", "ly")  # fmt: skip
 
+
+def words(text: str) -> frozenset[str]:
+    """A word list, as one writes it down."""
+    return frozenset(text.split())
+
+
 # Words that say nothing about what a text is about. Python's own "self", "cls" and "def" too.
-STOP_WORDS = frozenset(
+STOP_WORDS = words(
     """a an and any are as at be been being but by can could did do does for from had has have he her his how i
     if in into is it its itself may me might must my no nor not of on or our shall she should so some such than
     that the their them then there these they this those to too us was we were what when where which while who
-    whom whose why will with would you your self cls def""".split()
+    whom whose why will with would you your self cls def"""
 )
 
 # What programmers write short and prose writes out. Both sides become the long form's stem.
 _SHORT = dict(
     pair.split("=")
-    for pair in """addr=address arg=argument args=argument async=asynchronous attr=attribute attrs=attribute
+    for pair in words("""addr=address arg=argument args=argument async=asynchronous attr=attribute attrs=attribute
     bool=boolean buf=buffer char=character chars=character cfg=configuration cmd=command conf=configuration
     config=configuration conn=connection ctx=context cur=current db=database del=delete dest=destination
     dict=dictionary dicts=dictionary dir=directory dirs=directory dirname=directory doc=document docs=document
@@ -48,7 +54,7 @@ _SHORT = dict(
     ref=reference regex=pattern req=request resp=response sep=separator seq=sequence setattr=attribute
     sig=signature sock=socket spec=specification src=source stmt=statement str=string subproc=subprocess
     sync=synchronous sys=system temp=temporary tmp=temporary tok=token txt=text tz=timezone usr=user
-    util=utility utils=utility val=value vals=value var=variable vars=variable ver=version""".split()
+    util=utility utils=utility val=value vals=value var=variable vars=variable ver=version""")
 )
 
 
@@ -112,6 +118,6 @@ def _singular(word: str) -> str:
 
 
 def _undouble(word: str) -> str:
-    """stopp -> stop, but pass and call stay."""
+    """Undo what an ending doubled: stopp -> stop, but pass and call stay."""
     doubled = len(word) > 2 and word[-1] == word[-2] and word[-1] not in "lsz"
     return word[:-1] if doubled else word

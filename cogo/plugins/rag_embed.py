@@ -39,19 +39,19 @@ class Embed(msgspec.Struct, frozen=True):
     ids: list[str] = []
 
 
-async def embed(task: Embed, ctx: Context) -> dict[str, Any]:
+async def embed(task: Embed, ctx: Context) -> dict[str, Any] | index.Report:
     """Scan, or index what the message names. Raises TaskInvalid, Forbidden."""
     if (task.root is None) == (task.table is None):
         raise errors.TaskInvalid("give either a root or a table - at `$.root`")
     if task.table is not None:
-        return msgspec.to_builtins(await index.index_rows(ctx.db, ctx.key.tenant, task.table, task.ids))
+        return await index.index_rows(ctx.db, ctx.key.tenant, task.table, task.ids)
     settings = ctx.settings or RagEmbedSettings()
     root = scan.open_root(task.root or "", within=settings.roots if ctx.assignment else None)
     name = task.repo or root.name
     if task.paths is None:
         return await scan_folder(ctx, root, name)
     repo = await index.open_repo(ctx.db, ctx.key.tenant, name, str(root))
-    return msgspec.to_builtins(await index.index_paths(ctx.db, repo, root, task.paths))
+    return await index.index_paths(ctx.db, repo, root, task.paths)
 
 
 async def scan_folder(ctx: Context, root: Path, name: str) -> dict[str, Any]:

@@ -18,6 +18,8 @@ import pytest
 from helpers import eventually
 
 from cogo.commands.local import Server, alive, read
+from cogo.core.embedded import running_dsn
+from cogo.core.settings import load
 from cogo.http.probe import probe
 from cogo.http.unix import socket_path
 
@@ -92,6 +94,10 @@ class Binary:
     def refuse_dead(self, process: subprocess.Popen[bytes]) -> None:
         if process.poll() is not None:
             raise RuntimeError(f"cogo ended with {process.returncode}:\n{self.logs()}")
+
+    def dsn(self) -> str:
+        """The embedded database of this data home; a server must run."""
+        return running_dsn(load(environ=self.env).settings)
 
     def logs(self) -> str:
         """What all processes have written, for the text of a failure."""
