@@ -33,6 +33,7 @@ class Proxy:
         self.lose_answers_to = b""
         """The next statement with these bytes is executed, but its connection ends before the answer."""
         self.lost = 0
+        self.refused = 0
 
     def freeze(self) -> None:
         """Take bytes and let none through, in either direction: a link that went dark."""
@@ -58,6 +59,7 @@ class Proxy:
 
     async def serve(self, reader: StreamReader, writer: StreamWriter) -> None:
         if self.refusing:
+            self.refused += 1
             writer.transport.abort()
             return
         up_reader, up_writer = await asyncio.open_unix_connection(self._target)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import select
 import time
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
@@ -22,6 +24,7 @@ Params: TypeAlias = "Sequence[Any] | Mapping[str, Any]"
 # A half-open link must be noticed in seconds; the kernel's default is two hours.
 _KEEPALIVE = "keepalives=1 keepalives_idle=3 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=8000"
 _IDLE_CHECK_S = 1.0
+_RENEW_EVERY_S = 1.0
 _AWAY = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout, PoolClosed)
 # Server-side conditions that psycopg files under OperationalError, yet the database is there.
 _THERE = (
@@ -75,7 +78,8 @@ class Database:
     def __init__(self, dsn: str, *, application: str = "cogo", pool_min: int = 1, pool_max: int = 8) -> None:
         self.dsn = dsn
         self.application = application
-        self._idle_since: dict[int, float] = {}
+        self._idle_since: weakref.WeakKeyDictionary[Connection, float] = weakref.WeakKeyDictionary()
+        self._renewed_at = 0.0
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             conninfo(dsn, application),
             kwargs={"autocommit": True, "row_factory": dict_row},
@@ -83,7 +87,8 @@ class Database:
             max_size=pool_max,
             max_idle=60.0,
             timeout=10.0,
-            reconnect_timeout=2.0,
+            reconnect_timeout=0.5,
+            reconnect_failed=self._reconnect,
             check=self._check,
             reset=self._note_idle,
             open=False,
@@ -99,29 +104,51 @@ class Database:
         await self._pool.close(timeout=5.0)
 
     async def _note_idle(self, conn: Connection) -> None:
-        self._idle_since[id(conn)] = time.monotonic()
+        self._idle_since[conn] = time.monotonic()
 
     async def _check(self, conn: Connection) -> None:
-        # A restart of Postgres leaves dead connections in the pool. A round trip before each use
-        # would cost more than the statement, so only those that lay idle are asked.
-        since = self._idle_since.pop(id(conn), 0.0)
-        if time.monotonic() - since > _IDLE_CHECK_S:
-            with anyio.fail_after(5.0):
-                await AsyncConnectionPool.check_connection(conn)
+        # A restart of Postgres leaves dead connections in the pool. A round trip before each use would
+        # cost more than the statement, so only those are asked that lay idle, or that have something to
+        # say: the server's farewell.
+        idle_s = time.monotonic() - self._idle_since.pop(conn, 0.0)
+        if idle_s > _IDLE_CHECK_S or _readable(conn):
+            try:
+                with anyio.fail_after(5.0):
+                    await AsyncConnectionPool.check_connection(conn)
+            except Exception:
+                await self._renew()
+                raise
+
+    async def _renew(self) -> None:
+        """Where one connection is lost, its siblings are: the pool, left alone, would find them one by
+        one, and pause 1, 2, 4 … s after each."""
+        if time.monotonic() - self._renewed_at > _RENEW_EVERY_S and not self._pool.closed:
+            self._renewed_at = time.monotonic()
+            await self._pool.drain()
+
+    async def _reconnect(self, pool: AsyncConnectionPool[Connection]) -> None:
+        # The pool has given up for now, and would try again when the next client asks; those who wait
+        # already would wait in vain.
+        if not pool.closed:
+            await pool.check()  # lets it grow again
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection in autocommit."""
         with translated():
             async with self._pool.connection() as conn:
-                yield conn
+                try:
+                    yield conn
+                except (psycopg.OperationalError, psycopg.InterfaceError):
+                    if conn.broken:
+                        await self._renew()
+                    raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[Connection, None]:
         """A connection inside BEGIN .. COMMIT; an exception rolls back."""
-        with translated():
-            async with self._pool.connection() as conn, conn.transaction():
-                yield conn
+        async with self.connection() as conn, conn.transaction():
+            yield conn
 
     async def fetch(self, sql: str, params: Params = ()) -> list[dict[str, Any]]:
         """All rows."""
@@ -155,3 +182,12 @@ class Database:
                     await copy.write_row(row)
                     sent += 1
         return sent
+
+
+def _readable(conn: Connection) -> bool:
+    """True when bytes, or the end, wait to be read on a connection that nobody uses."""
+    if conn.closed:
+        return True
+    poller = select.poll()
+    poller.register(conn.fileno(), select.POLLIN)
+    return bool(poller.poll(0))

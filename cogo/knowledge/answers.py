@@ -18,7 +18,7 @@ from . import graph_queries, queries, search, tokens
 if TYPE_CHECKING:
     from cogo import Database
 
-FOUND_FROM = 0.35
+FOUND_FROM = 0.4
 """Confidence below which nothing counts as found. Measured (docs/adr/0005): general-knowledge questions
 reach 0.2 in a foreign repository, a person's questions about its own subject 0.45 and more."""
 STATEMENTS = 3
@@ -39,6 +39,7 @@ _ASKING = tokens.words(
     happens happen happening get got give gives works work handled handle responsible implemented implement
     defined define located live lives say says said written true"""
 )
+_ASKING_KOREAN = ("어디", "무엇", "무슨", "어떻", "어떤", "누가", "누구", "언제", "왜", "입니까")
 _DEF = re.compile(r"\s*(async\s+def|def|class)\b")
 _MARKS = re.compile(r'^(#+|[*>|-]+)\s+|[rbuf]?"""|[rbuf]?\'\'\'')
 
@@ -105,7 +106,8 @@ def _confidence(hit: search.Hit, words: int) -> float:
 def essence(question: str) -> str:
     """The question without the words by which one asks; all of it when nothing else is left."""
     words = re.findall(r"[^\W_]+(?:[_.][^\W_]+)*", question)
-    return " ".join(word for word in words if word.lower() not in _ASKING) or question
+    kept = (w for w in words if w.lower() not in _ASKING and not w.startswith(_ASKING_KOREAN))
+    return " ".join(kept) or question
 
 
 def _distinct(hits: Any) -> list[search.Hit]:

@@ -6,6 +6,7 @@ between modules of packages are exact: the same as grimp's. Others carry `confid
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -81,8 +82,8 @@ def _read_changed(root: Path, known: dict[str, bytes]) -> tuple[list[tuple[facts
         except scan.Skip:
             continue
         module = modules.of(path)
-        # A module's name depends on the files around it, so it belongs to what must be unchanged.
-        digest = read.digest + module.name.encode()
+        # How a module is named depends on the files around it, so that belongs to what must be unchanged.
+        digest = hashlib.blake2b(read.digest + msgspec.json.encode(module), digest_size=16).digest()
         present.add(path)
         if known.get(path) != digest:
             changed.append((facts.read(module, path, read.text), digest))

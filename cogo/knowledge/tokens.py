@@ -2,8 +2,8 @@
 and "parsing of HTTP headers".
 
 Terms are lower-case; snake_case and camelCase are cut apart; accents are folded; English words are
-stemmed lightly; scripts without spaces between words (Chinese, Japanese, Korean) become pairs of
-characters, so that a question in any language finds text in it.
+stemmed lightly, Korean ones by their first two syllables; scripts without spaces between words become
+pairs of characters, so that a question in any language finds text in it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ TERM_MAX = 40
 """Longer runs are hashes, base64 and the like: cut, so that one line can't bloat the index."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W0-9A-Za-z_]+")
-_UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿가-힯豈-﫿]+")
+_UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿]+")
+_HANGUL = re.compile(r"[가-힣]+")
 _VOWEL = re.compile(r"[aeiouy]")
 _ENDINGS = ("ations", "ation", "ator", "ition", "ion", "ive", "ment", "able", "ible", "ing", "ers", "ors",
             "er", "or", "ed", "ly")  # fmt: skip
@@ -80,6 +81,8 @@ def _fold(text: str) -> str:
 
 
 def _foreign(word: str) -> list[str]:
+    if _HANGUL.fullmatch(word):
+        return [word[:2]]  # what follows is mostly particles and endings
     if not _UNSPACED.fullmatch(word):
         return [word[:TERM_MAX]]
     return [word[i : i + 2] for i in range(len(word) - 1)] or [word]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psycopg
 import pytest
 from helpers import eventually
 
@@ -35,6 +36,15 @@ DROPPED = (
     "PYTHON",
 )
 READY_S = 15.0
+
+
+# A message that names files is past the scan: some are indexed, others wait.
+BATCH_AT_WORK = "SELECT 1 FROM public.agent_messages WHERE status = 'claimed' AND payload ? 'paths'"
+
+
+def indexing(conn: psycopg.Connection[Any]) -> None:
+    """Return at a moment when a folder is half indexed."""
+    eventually(lambda: conn.execute(BATCH_AT_WORK).fetchone(), 15, every_s=0.01)
 
 
 class Binary:

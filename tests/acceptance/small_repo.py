@@ -142,6 +142,20 @@ def write(folder: Path) -> Path:
     return folder
 
 
+def write_many(folder: Path, count: int) -> Path:
+    """The same with so many more modules that indexing takes long enough to be interrupted."""
+    write(folder)
+    for number in range(count):
+        functions = "\n\n".join(
+            f"def function_{number}_{k}(value: int) -> int:\n"
+            f'    """Add {k} to a value of module {number}."""\n'
+            f"    return value + {k}"
+            for k in range(12)
+        )
+        (folder / "harbour" / f"module_{number}.py").write_text(f'"""Module {number}."""\n\n{functions}\n')
+    return folder
+
+
 def check(folder: Path, demo: dict[str, Any]) -> int:
     """Assert that the demo's object is whole and every citation is true; return the number of citations."""
     indexed = demo["indexed"]

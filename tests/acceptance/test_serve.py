@@ -8,23 +8,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from binary import Binary
+from binary import Binary, indexing
 from helpers import eventually
-from small_repo import write
+from small_repo import write, write_many
 
 ALL = "orchestrator,executor,gateway,rag-embed,kg-builder,metrics,ingress"
-
-
-def many_files(folder: Path, count: int) -> Path:
-    """A repository that is large enough to be killed in the middle."""
-    write(folder)
-    for number in range(count):
-        body = "\n\n".join(
-            f'def function_{number}_{k}(value: int) -> int:\n    """Add {k} to a value of module {number}."""\n'
-            f"    return value + {k}" for k in range(12)
-        )  # fmt: skip
-        (folder / "harbour" / f"module_{number}.py").write_text(f'"""Module {number}."""\n\n{body}\n')
-    return folder
 
 
 def test_sigterm_drains_and_leaves_nothing(binary: Binary):
@@ -66,11 +54,11 @@ def test_a_taken_port_is_an_error_of_configuration(binary: Binary):
 @pytest.mark.timeout(60)
 def test_kill_9_in_the_middle_of_indexing_loses_nothing(binary: Binary, tmp_path: Path):
     """Killed while it indexes and started again, a server finishes; every file is there once."""
-    folder = many_files(tmp_path / "repo", 400)
+    folder = write_many(tmp_path / "repo", 400)
     first = binary.serve("--roles", ALL, holder="first")
     index = binary.start("index", str(folder), "--json")
     with psycopg.connect(binary.dsn(), autocommit=True) as conn:
-        eventually(lambda: conn.execute(BATCH_AT_WORK).fetchone(), 15, every_s=0.01)
+        indexing(conn)
         binary.kill(first)
     binary.serve("--roles", ALL, holder="second")
     assert index.wait(40) == 0, binary.logs()
@@ -78,10 +66,6 @@ def test_kill_9_in_the_middle_of_indexing_loses_nothing(binary: Binary, tmp_path
     again = binary.json("index", str(folder))
     assert again["files"] == len([path for path in folder.rglob("*") if path.is_file()])
     assert spans_are_unique(binary)
-
-
-# A message that names files is past the scan: some are indexed, others wait.
-BATCH_AT_WORK = "SELECT 1 FROM public.agent_messages WHERE status = 'claimed' AND payload ? 'paths'"
 
 
 def lost_claims(binary: Binary) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -15,6 +16,8 @@ from proxy import proxied
 import cogo
 from cogo.core import consumer as consumers
 from cogo.core.bus import Bus
+from cogo.core.db import Database
+from cogo.core.errors import BusUnavailable
 
 MANY = 120
 LONG_LEASE = {"lease_ms": 20_000, "beat_ms": 300}
@@ -94,11 +97,7 @@ async def test_killed_backends_in_the_middle_of_everything(
         for _ in range(6):
             ids += await bus.enqueue_many("t/work", [{} for _ in range(MANY // 6)])
             await eventually_async(lambda: bus.db.fetch_value(kill))
-        import time; t=time.time()
-        async def look():
-            r=await bus.db.fetch("select status, count(*), min(claimed_at)::text c, min(retry_at)::text r, now()::text from public.agent_messages group by 1")
-            print(round(time.time()-t,1), r); return await all_done(bus)
-        await eventually_async(look, timeout_s=17, every_s=0.5)
+        await eventually_async(lambda: all_done(bus), timeout_s=17)
     await history.check(bus, ids)
 
 
@@ -177,3 +176,47 @@ async def test_a_waiter_outlives_an_outage(dsn: str, bus: Bus) -> None:
             async with proxy.away():
                 await bus.cancel(id, actor="test")
         assert found == ["cancelled"]
+
+
+# -- the pool ----------------------------------------------------------------------------------
+
+
+async def test_dead_connections_are_replaced_together(dsn: str, bus: Bus) -> None:
+    """A restart of Postgres kills all of a pool; finding them one by one would take half a minute."""
+    db = Database(dsn, application="cogo:pool", pool_min=6, pool_max=6)
+    await db.open()
+    try:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(db.fetch, "SELECT pg_sleep(0.05)")
+        kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'cogo:pool'"
+        assert await bus.db.fetch_value(kill) == 6
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            while True:
+                with suppress(BusUnavailable):  # its farewell had not arrived yet
+                    answers.append(await db.fetch_value("SELECT 1"))
+                    return
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(6):
+                    tasks.start_soon(ask)
+        assert answers == [1] * 6
+    finally:
+        await db.close()
+
+
+async def test_who_waits_for_a_connection_gets_it_when_the_database_is_back(dsn: str) -> None:
+    async with proxied(dsn) as proxy:
+        db = Database(proxy.dsn, pool_min=2, pool_max=2)
+        async with proxy.away(), anyio.create_task_group() as tasks:
+            await db.open()
+            with anyio.fail_after(9):  # the pool's own time limit is 10 s
+                tasks.start_soon(db.fetch_value, "SELECT 1")
+                await eventually_async(lambda: proxy.refused >= 4)
+                proxy.refusing = False
+                while tasks._tasks:
+                    await anyio.wait_all_tasks_blocked()
+        await db.close()

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import psycopg
 import pytest
-from binary import Binary
-from helpers import eventually
-from small_repo import check, write
+from binary import Binary, indexing
+from small_repo import check, write_many
 
 from cogo.core.embedded import running_dsn
 from cogo.core.settings import load
@@ -61,7 +61,7 @@ def test_the_demo_survives_a_database_that_is_away_for_30_s(
     binary: Binary, postgres: Postgres, tmp_path: Path
 ):
     """Stopped while the demo works and started 30 s later: every question is answered, every citation true."""
-    repository = write(tmp_path / "harbour")
+    repository = write_many(tmp_path / "harbour", 400)
     binary.env["DATABASE_URL"] = postgres.start()
     assert binary.run("migrate").returncode == 0
     binary.serve()
@@ -71,9 +71,8 @@ def test_the_demo_survives_a_database_that_is_away_for_30_s(
             [sys.executable, "-m", "cogo", "demo", str(repository), "--json"], env=binary.env, stdout=stdout
         )
     binary.started.append(demo)
-    eventually(
-        lambda: '"lane":"rag/embed' in binary.run("status", "--json").stdout or demo.poll() is not None
-    )
+    with psycopg.connect(binary.env["DATABASE_URL"], autocommit=True) as conn:
+        indexing(conn)
     postgres.stop()
     assert demo.poll() is None, "it ended before the database went away"
     threading.Event().wait(AWAY_S)

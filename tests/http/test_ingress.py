@@ -36,7 +36,7 @@ def jwks() -> str:
 
 def user(key: Any = SECRET, algorithm: str = "HS256", kid: str | None = None, **changes: Any) -> str:
     claims = {
-        "sub": "u-1", "role": "authenticated", "aud": "authenticated", "exp": int(time.time()) + 60,
+        "sub": "u-1", "role": "authenticated", "aud": "authenticated", "exp": int(time.time()) + 3600,
         "app_metadata": {"tenants": ["acme"]}, "user_metadata": {"tenants": ["other", "demo"]},
     } | changes  # fmt: skip
     return jwt.encode(claims, key, algorithm=algorithm, headers={"kid": kid} if kid else None)
