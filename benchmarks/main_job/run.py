@@ -97,7 +97,7 @@ async def index(home: Path, repo: Path) -> dict[str, Any]:
         id = await bus.enqueue("rag/embed/0@demo", {"root": str(repo), "repo": repo.name})
         trace = (await bus.result(id, timeout_s=60)).trace_id
         alive = "SELECT count(*) FROM public.agent_messages WHERE trace_id = %s AND status IN ('queued','claimed','waiting')"
-        while await bus.db.fetch_value(alive, (trace,)):
+        while await bus.db.fetch_value(alive, (trace,)):  # noqa: ASYNC110 (a client looks from outside)
             await anyio.sleep(0.05)
         chunks = await bus.db.fetch_value("SELECT count(*) FROM cogo.kb_chunks")
         return {"seconds": round(time.monotonic() - started, 2), "chunks": chunks}
@@ -110,27 +110,41 @@ async def ask(home: Path, url: str, repo: Path, questions: int) -> dict[str, Any
     total_ms, hops_ms = [], []
     async with cogo.connect(settings=settings) as bus:
         for number in range(questions):
-            body = {"tenant": "demo", "intent": "chat",
-                    "payload": {"question": f"Which part reads the configuration file number {number}?", "repo": repo.name}}
+            body = {
+                "tenant": "demo",
+                "intent": "chat",
+                "payload": {
+                    "question": f"Which part reads the configuration file number {number}?",
+                    "repo": repo.name,
+                },
+            }
             started = time.perf_counter()
             answer = await anyio.to_thread.run_sync(
                 post, f"{url}/functions/v1/orchestrator-chat", body, headers
             )
             result = await bus.result(answer["id"], timeout_s=30)
             total_ms.append((time.perf_counter() - started) * 1000)
-            hops_ms.append(await bus.db.fetch_value(
-                "SELECT sum(extract(epoch FROM claimed_at - created_at) * 1000)::float8"
-                " FROM public.agent_messages WHERE trace_id = %s", (result.trace_id,)))
-    return {name: {"p50": round(statistics.median(values), 1), "max": round(max(values), 1)}
-            for name, values in (("question_ms", total_ms), ("three_pickups_ms", hops_ms))}
+            hops_ms.append(
+                await bus.db.fetch_value(
+                    "SELECT sum(extract(epoch FROM claimed_at - created_at) * 1000)::float8"
+                    " FROM public.agent_messages WHERE trace_id = %s",
+                    (result.trace_id,),
+                )
+            )
+    return {
+        name: {"p50": round(statistics.median(values), 1), "max": round(max(values), 1)}
+        for name, values in (("question_ms", total_ms), ("three_pickups_ms", hops_ms))
+    }
 
 
 def measure(repo: Path, questions: int, idle_s: float) -> dict[str, Any]:
     folder = Path(tempfile.mkdtemp(prefix="cogo-bench-"))
     folder.chmod(0o711)
     home = folder / "home"
-    found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-                             "load": round(os.getloadavg()[0], 1)}
+    found: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "load": round(os.getloadavg()[0], 1),
+    }
     try:
         with serving(home) as (_, _, seconds):
             found["cold_start_s"] = round(seconds, 2)
@@ -147,7 +161,9 @@ def measure(repo: Path, questions: int, idle_s: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repo", type=Path, default=Path(__file__).resolve().parents[2])
     parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--idle-s", type=float, default=15.0)

@@ -25,6 +25,12 @@ class Query:
     name: str
 
 
+# Notes of each release repeat the same titles and words; no question is about one of them.
+_DATED = re.compile(r"changelog|releases?/|announce/|whatsnew|/news", re.IGNORECASE)
+WORDS_MIN = 3
+TEXT_MIN = 300
+"""Characters of a section that a title is asked for, its title included."""
+
 _SENTENCE = re.compile(r"(?<=[.!?])\s|\n\s*\n")
 
 
@@ -98,7 +104,7 @@ def docs_set(sources: dict[str, Path], into: Path, *, count: int, seed: int) -> 
     queries: list[Query] = []
     for name, root in sorted(sources.items()):
         for file in sorted(root.rglob("*")):
-            if file.suffix not in (".rst", ".md", ".txt") or not file.is_file():
+            if file.suffix not in (".rst", ".md", ".txt") or not file.is_file() or _DATED.search(str(file)):
                 continue
             relative = Path(name) / file.relative_to(root)
             try:
@@ -113,29 +119,34 @@ def docs_set(sources: dict[str, Path], into: Path, *, count: int, seed: int) -> 
 
 
 def _without_titles(text: str, path: str) -> tuple[str, list[Query]]:
+    """Every title replaced by "Section"; queries are those of sections that say enough to be found by."""
     lines = chunking.split_lines(text)
-    chunked = chunking.chunk_file(path, text)
-    queries: list[Query] = []
-    for chunk in chunked.chunks:
-        title = chunk.qualname.rsplit(" > ", 1)[-1]
-        first = next(
-            (
-                i
-                for i in range(chunk.start - 1, min(chunk.start + 1, len(lines)))
-                if title and title in lines[i]
-            ),
-            None,
-        )
-        if first is None or chunk.end - chunk.start < 4:
-            continue
-        if len(re.findall(r"\w+", title)) >= 2:
-            queries.append(Query(title, path, chunk.start, chunk.end, title))
-    for chunk in chunked.chunks:
-        title = chunk.qualname.rsplit(" > ", 1)[-1]
-        for i in range(chunk.start - 1, min(chunk.start + 1, len(lines))):
-            if title and lines[i].strip(" #") == title:
-                width = len(lines[i])
-                lines[i] = lines[i].replace(title, "Section")
-                if i + 1 < len(lines) and len(set(lines[i + 1].strip())) == 1 and width < 7:
-                    lines[i + 1] = lines[i + 1].strip()[0] * 7
+    spans: dict[tuple[str, int], list[chunking.Chunk]] = {}
+    for chunk in chunking.chunk_file(path, text).chunks:
+        title = chunk.qualname.rpartition(" > ")[2]
+        at = next((i for i in (chunk.start - 1, chunk.start) if title and _is_line(lines, i, title)), None)
+        key = (chunk.qualname, chunk.start if at is not None else max((k[1] for k in spans), default=0))
+        spans.setdefault(key, []).append(chunk)
+        if at is not None:
+            _rename(lines, at, title)
+    queries = []
+    for (qualname, _), parts in spans.items():
+        title = qualname.rpartition(" > ")[2]
+        if (
+            len(re.findall(r"[A-Za-z]{2,}", title)) >= WORDS_MIN
+            and sum(len(p.text) for p in parts) >= TEXT_MIN
+        ):
+            queries.append(Query(title, path, parts[0].start, parts[-1].end, title))
     return "\n".join(lines) + "\n", queries
+
+
+def _is_line(lines: list[str], i: int, title: str) -> bool:
+    return i < len(lines) and lines[i].strip(" #") == title
+
+
+def _rename(lines: list[str], i: int, title: str) -> None:
+    lines[i] = lines[i].replace(title, "Section")
+    for beside in (i - 1, i + 1):
+        mark = lines[beside].strip() if 0 <= beside < len(lines) else ""
+        if len(mark) >= 3 and len(set(mark)) == 1 and mark[0] in "=-~^*+#\"'`:.":
+            lines[beside] = mark[0] * 7

@@ -7,8 +7,9 @@ import stat
 import time
 from collections.abc import AsyncIterator, Iterator
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import anyio
 import click
 import msgspec
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cogo.core.settings import Settings
 
 SKEW_MAX_S = 2.0
+UNREADY_S = 3.0
 POSTGRES_MIN = 15
 PRIVATE = ("pg", "run", "servers", "secret.json")
 MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "wrong": ("WRONG", "red")}
@@ -65,7 +67,9 @@ async def examine() -> AsyncIterator[Check]:
         yield failed("settings", exc)
         return
     yield Check("settings", "ok", f"data home {settings.data_dir}, database {database_name(settings)}")
-    for check in (*data_home(settings), *live_servers(settings)):
+    for check in data_home(settings):
+        yield check
+    async for check in live_servers(settings):
         yield check
     try:
         async with cogo.connect() as bus:
@@ -110,11 +114,8 @@ def data_home(settings: Settings) -> Iterator[Check]:
             yield Check(part.name, "wrong", f"{part} has mode {open_to:o}", f"chmod go-rwx {part}")
 
 
-def live_servers(settings: Settings) -> Iterator[Check]:
-    """The processes of this data home, and whether those with HTTP say that they are ready."""
-    from cogo.http.probe import probe
-    from cogo.http.unix import socket_path
-
+async def live_servers(settings: Settings) -> AsyncIterator[Check]:
+    """The processes of this data home, and whether they say that they are ready."""
     found = local.servers(settings)
     if not found:
         yield Check(
@@ -122,15 +123,27 @@ def live_servers(settings: Settings) -> Iterator[Check]:
         )
     for server in found:
         name, about = f"server {server.pid}", f"roles {','.join(server.roles)}, {server.url or 'no HTTP'}"
-        try:
-            status, body = probe(socket_path(settings.data_dir, server.pid))
-        except OSError as exc:
-            yield Check(name, "wrong", f"{about}: does not answer: {exc}", "Look at its log; restart it.")
-            continue
+        status, body = await ask_ready(settings, server.pid)
         if status == HTTPStatus.OK:
             yield Check(name, "ok", f"{about}, ready, listener {body['listener_mode']}")
         else:
             yield Check(name, "wrong", f"{about}: {body}", "Its log names what is missing.")
+
+
+async def ask_ready(settings: Settings, pid: int) -> tuple[int, Any]:
+    """What a process answers to /readyz; asked again for a moment, since one late beat is nothing wrong."""
+    from cogo.http.probe import probe
+    from cogo.http.unix import socket_path
+
+    until = time.monotonic() + UNREADY_S
+    while True:
+        try:
+            status, body = probe(socket_path(settings.data_dir, pid))
+        except OSError as exc:
+            status, body = 0, f"does not answer: {exc}"
+        if status == HTTPStatus.OK or time.monotonic() > until:
+            return status, body
+        await anyio.sleep(0.2)
 
 
 async def of_database(bus: Bus, dsn: str) -> AsyncIterator[Check]:

@@ -12,7 +12,7 @@ import click
 from cogo.commands.base import command, emit, say, table
 
 if TYPE_CHECKING:
-    from cogo.core.settings import Loaded
+    from cogo.core.settings import Loaded, Settings
 
 ROLES = ("viewer", "operator", "admin")
 
@@ -132,8 +132,13 @@ def plugins(*, as_json: bool) -> None:
     show_default=True,
     help="How long it is valid.",
 )
+@click.option(
+    "--login", is_flag=True, help="Print the address that logs a browser in to the local dashboard."
+)
 @click.option("--subject", default="cli", show_default=True, help="Who it is for, as the audit names them.")
-def token(*, tenants: tuple[str, ...], role: str, hours: float, subject: str, as_json: bool) -> None:
+def token(
+    *, tenants: tuple[str, ...], role: str, hours: float, login: bool, subject: str, as_json: bool
+) -> None:
     """Mint an access token for the HTTP API.
 
     A viewer reads its tenants, an operator also acts on them, an admin may do all to every tenant.
@@ -144,11 +149,25 @@ def token(*, tenants: tuple[str, ...], role: str, hours: float, subject: str, as
     if not tenants and role != "admin":
         raise click.UsageError("Name at least one --tenant (only an admin is for all of them).")
     access: Literal["viewer", "operator", "admin"] = role  # type: ignore[assignment]  # click checked it
-    minted = mint_token(loaded().settings, tenants, access, hours * 3600, subject=subject)
+    settings = loaded().settings
+    minted = mint_token(settings, tenants, access, hours * 3600, subject=subject)
+    url = login_url(settings, minted) if login else None
     if as_json:
-        emit({"token": minted, "role": role, "tenants": tenants, "expires_in_s": int(hours * 3600)})
+        row = {"token": minted, "role": role, "tenants": tenants, "expires_in_s": int(hours * 3600)}
+        emit(row | ({"url": url} if url else {}))
     else:
-        say(minted)
+        say(url or minted)
+
+
+def login_url(settings: Settings, token: str) -> str:
+    """Where a browser takes this token. Raises NoServer without a local server that has the dashboard."""
+    from cogo.commands.local import with_route
+    from cogo.core.errors import NoServer
+
+    server = with_route(settings, "metrics")
+    if server is None:
+        raise NoServer("no server of this data home has the role metrics", hint="Start one: `cogo serve`.")
+    return f"{server.url}/dashboard/login?token={token}"
 
 
 @command(example="DATABASE_URL=postgresql://… cogo migrate")

@@ -93,7 +93,8 @@ def portrait_lines(facts: dict[str, Any]) -> Iterator[str]:
         "process.database", name=facts["database"], data_dir=facts["data_dir"], listener=facts["listener"]
     )
     if facts["url"]:
-        yield line("process.http", url=facts["url"], dashboard=f"{facts['url']}/dashboard/local")
+        login = "cogo token --tenant demo --login" if "metrics" in facts["roles"] else None
+        yield line("process.http", url=facts["url"], dashboard=login)
 
 
 @command(example="cogo healthcheck\ncogo healthcheck --wait 30")

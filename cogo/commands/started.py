@@ -70,6 +70,7 @@ def start(settings: Settings, roles: Sequence[str], log: Path) -> subprocess.Pop
     command = [sys.executable, "-m", "cogo", "serve", "--roles", ",".join(roles)]
     if not free(settings.host, settings.port):
         command += ["--port", "0"]
+    log.touch(mode=0o600)
     with log.open("ab") as output:
         return subprocess.Popen(
             command,

@@ -161,7 +161,12 @@ class Bus:
     """The bus of one process, over its pool. Safe to use from many tasks."""
 
     def __init__(
-        self, db: Database, wakeups: Wakeups | None = None, *, hot: Database | None = None, poll_s: float = 0.25
+        self,
+        db: Database,
+        wakeups: Wakeups | None = None,
+        *,
+        hot: Database | None = None,
+        poll_s: float = 0.25,
     ) -> None:
         self.db = db
         # Claims and finishes have a few connections of their own that never close: a fresh one plans
@@ -279,7 +284,12 @@ class Bus:
         )
 
     async def keep(
-        self, tenant: str, body: bytes, media_type: str = "application/json", *, conn: Connection | None = None
+        self,
+        tenant: str,
+        body: bytes,
+        media_type: str = "application/json",
+        *,
+        conn: Connection | None = None,
     ) -> str:
         """Store a long result; its address for result_url. The same bytes are stored once per tenant."""
         digest = hashlib.sha256(body).hexdigest()

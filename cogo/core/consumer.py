@@ -93,7 +93,9 @@ class Desk:
         older_ms = int(RECOVER_EVERY_S * 1000)
         count = await self.bus.give_back(self.lease.holder, self.lease.epoch, known, older_ms)
         if count:
-            telemetry.log.warning(telemetry.line("claims.given_back", count=count, why="their answer was lost"))
+            telemetry.log.warning(
+                telemetry.line("claims.given_back", count=count, why="their answer was lost")
+            )
 
 
 class Consumer:
@@ -290,4 +292,6 @@ class Consumer:
                 except ClaimLost:
                     running.stop("claim_lost")
                 except Exception as error:  # noqa: BLE001 (one stream must not end the role)
-                    telemetry.log.error(telemetry.line("chunk.refused", id=running.ctx.message_id, error=error))
+                    telemetry.log.error(
+                        telemetry.line("chunk.refused", id=running.ctx.message_id, error=error)
+                    )

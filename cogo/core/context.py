@@ -83,7 +83,9 @@ class ContextBus:
                 traceparent=telemetry.new_traceparent(self._ctx.traceparent),
             )  # fmt: skip
         if self._ctx.finished is not None:
-            raise MessageState("the message has ended already, nothing can leave with its finish; use now=True")
+            raise MessageState(
+                "the message has ended already, nothing can leave with its finish; use now=True"
+            )
         self._ctx.follow_ups.append(
             self._ctx.follow_up(to, payload, key=idempotency_key, priority=priority, ttl_ms=ttl_ms)
         )

@@ -121,7 +121,8 @@ class Database:
 
     async def _renew(self) -> None:
         """Where one connection is lost, its siblings are: the pool, left alone, would find them one by
-        one, and pause 1, 2, 4 … s after each."""
+        one, and pause 1, 2, 4 … s after each.
+        """
         if time.monotonic() - self._renewed_at > _RENEW_EVERY_S and not self._pool.closed:
             self._renewed_at = time.monotonic()
             await self._pool.drain()

@@ -12,14 +12,16 @@ from collections.abc import Mapping
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import psycopg
 
 from .._version import __version__
 from .db import connect
 from .errors import SchemaAhead, SchemaBehind
+
+if TYPE_CHECKING:
+    import psycopg
 
 MAIN_LINE = "cogo"
 _LOCK = 4_702_111_234_202_611  # any constant that nobody else uses
@@ -63,11 +65,11 @@ def sql_root() -> Traversable:
 
 def read_line(folder: Traversable) -> list[Migration]:
     """The migrations of a folder in order of their numbers; other files are ignored."""
-    found = []
-    for entry in folder.iterdir():
-        if match := _NAME.fullmatch(entry.name):
-            found.append(Migration(int(match[1]), entry.name, entry.read_text("utf-8")))
-    return sorted(found)
+    return sorted(
+        Migration(int(match[1]), entry.name, entry.read_text("utf-8"))
+        for entry in folder.iterdir()
+        if (match := _NAME.fullmatch(entry.name))
+    )
 
 
 def read_functions() -> list[str]:

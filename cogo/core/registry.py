@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources.abc import Traversable
@@ -20,7 +21,7 @@ import pluggy
 from .. import hookspecs
 from . import telemetry
 from .errors import CogoError, InvalidSetting, PluginFailed, UnknownRole
-from .model import Lane, Role
+from .model import NAME_PATTERN, SHARD_MAX, Lane, Role
 from .settings import Settings
 
 GROUP = "cogo"
@@ -123,27 +124,31 @@ class Registry:
         for plugin in registry.plugins.values():
             plugin.settings = registry._settings(plugin, settings)
             plugin.role = plugin.role or registry.call("cogo_role", plugin)
-            if plugin.role is not None and not isinstance(plugin.role, Role):
-                raise PluginFailed(
-                    f"{plugin.about}: cogo_role returned {type(plugin.role).__name__}, not Role"
-                )
+        registry.check_roles()
         return registry
 
     def add(self, name: str) -> None:
         """Import and register one installed plugin."""
+        same_name = {point.dist.name: point for point in entry_points(group=GROUP, name=name) if point.dist}
+        if len(same_name) > 1:
+            raise PluginFailed(
+                f"the role {name!r} is brought by {' and '.join(sorted(same_name))}; uninstall one"
+            )
         point = _entry_points()[name]
         found = _installed(point)
         about = f"{name} ({found.distribution} {found.version})"
         try:
             module = point.load()
             self._manager.register(module, name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise PluginFailed(f"{about} could not be loaded: {type(error).__name__}: {error}") from error
         self.plugins[name] = Plugin(name, about, module)
 
     def add_inline(self, role: Role) -> None:
         """A role that the caller of `cogo.serve` defined himself."""
         name = f"{role.service}-{role.role}" if role.handle else f"loop-{len(self.plugins)}"
+        if name in self.plugins:
+            raise PluginFailed(f"two roles are named {name!r}")
         plugin = Plugin(name, f"{name} (inline)", ModuleType(name))
         plugin.role = role
         self.plugins[name] = plugin
@@ -160,11 +165,28 @@ class Registry:
         for plugin in self.plugins.values():
             for caller in self._manager.get_hookcallers(plugin.module) or ():
                 for impl in caller.get_hookimpls():
-                    if impl.plugin is plugin.module and inspect.iscoroutinefunction(impl.function):
+                    if impl.plugin is plugin.module and _is_async(impl.function):
                         raise PluginFailed(
                             f"{plugin.about}: {caller.name} is `async def`, but hooks are called synchronously",
                             hint="Use cogo_lifespan for what must await.",
                         )
+
+    def check_roles(self) -> None:
+        """Refuse roles that could not work, and two for one lane. Raises PluginFailed."""
+        owners: dict[tuple[str | None, str | None], str] = {}
+        for plugin in self.plugins.values():
+            role = plugin.role
+            if role is None:
+                continue
+            if not isinstance(role, Role):
+                raise PluginFailed(f"{plugin.about}: cogo_role returned {type(role).__name__}, not Role")
+            if fault := _fault(role):
+                raise PluginFailed(f"{plugin.about}: the role {fault}")
+            if role.handle is None:
+                continue
+            other = owners.setdefault((role.service, role.role), plugin.about)
+            if other != plugin.about:
+                raise PluginFailed(f"{other} and {plugin.about} both consume {role.service}/{role.role}")
 
     def call(self, hook: str, plugin: Plugin, **offered: Any) -> Any:
         """One plugin's answer to a hook; None when it has none. Raises PluginFailed."""
@@ -200,6 +222,10 @@ class Registry:
             if given:
                 raise InvalidSetting(f"plugins.{plugin.name}: {plugin.about} takes no settings")
             return None
+        if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+            raise PluginFailed(
+                f"{plugin.about}: cogo_settings returned {type(kind).__name__}, not a subclass of msgspec.Struct"
+            )
         known = [field.encode_name for field in msgspec.structs.fields(kind)]
         if unknown := set(given) - set(known):
             near = difflib.get_close_matches(min(unknown), known, 1)
@@ -228,12 +254,35 @@ def _by_lane(service: str, role: str) -> str:
         probe = Registry()
         try:
             probe.add(name)
+            found = probe.call("cogo_role", probe.plugins[name])
         except PluginFailed:
             continue  # somebody else's broken plugin does not stop this one
-        found = probe.call("cogo_role", probe.plugins[name])
         if found and (found.service, found.role) == (service, role):
             return name
     raise UnknownRole(f"no installed plugin serves the lane {service}/{role}")
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _fault(role: Role) -> str | None:
+    """What keeps a role from working; None when nothing does."""
+    if role.handle is not None and (role.service is None or role.role is None):
+        return "has a handler but no service and role"
+    lane = f"{role.service}/{role.role}"
+    if role.handle is not None and not all(re.fullmatch(NAME_PATTERN, name) for name in lane.split("/", 1)):
+        return f"consumes {lane!r}, but {lane!r} is not a lane"
+    bounds: dict[str, tuple[float | None, float]] = {
+        "concurrency": (role.concurrency, 1), "max_attempts": (role.max_attempts, 1),
+        "timeout_s": (role.timeout_s, 0.001), "backoff_base_s": (role.backoff_base_s, 0),
+        "backoff_cap_s": (role.backoff_cap_s, 0),
+    }  # fmt: skip
+    for name, (value, least) in bounds.items():
+        if value is not None and not least <= value < 2**31:
+            return f"has {name} {value}, which must be at least {least:g}"
+    wrong = [shard for shard in role.shards or () if not 0 <= shard <= SHARD_MAX]
+    return f"has the shard {wrong[0]}, which is not in 0..{SHARD_MAX}" if wrong else None
 
 
 def lanes_of(role: Role, settings: Settings) -> list[Lane]:

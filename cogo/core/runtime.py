@@ -10,7 +10,16 @@ import os
 import platform
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +80,9 @@ class Runtime:
         self.lanes: list[Lane] = []
         self.watchdog = _watchdog(registry.plugins.values())
         self.db = Database(dsn, application=self.application, pool_max=settings.pool_max)
-        self.hot = Database(dsn, application=self.application, pool_min=HOT_CONNECTIONS, pool_max=HOT_CONNECTIONS)
+        self.hot = Database(
+            dsn, application=self.application, pool_min=HOT_CONNECTIONS, pool_max=HOT_CONNECTIONS
+        )
         self.listener: Listener
         self.lease: Lease
         self.bus: Bus

@@ -60,10 +60,11 @@ class Watchdog:
             late_s = time.monotonic() - self._beat_at - BEAT_S
             if late_s > BLOCKED_S and time.monotonic() - self._told_at > REPEAT_S:
                 self._told_at = time.monotonic()
-                role, place = self._culprit(sys._current_frames().get(self._loop_thread))
+                stacks = sys._current_frames()  # noqa: SLF001 (the only way to see another thread's stack)
+                role, place = self._culprit(stacks.get(self._loop_thread))
+                hint = "make the handler a plain def (it then runs in a thread), or await"
                 telemetry.log.warning(
-                    telemetry.line("loop.blocked", role=role, at=place, late_ms=late_s * 1000,
-                                   hint="make the handler a plain def (it then runs in a thread), or await")  # fmt: skip
+                    telemetry.line("loop.blocked", role=role, at=place, late_ms=late_s * 1000, hint=hint)
                 )
 
     def _culprit(self, frame: FrameType | None) -> tuple[str | None, str]:

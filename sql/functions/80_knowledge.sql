@@ -7,7 +7,7 @@
 CREATE OR REPLACE FUNCTION cogo.on_source_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE
-  v_tenant text := CASE WHEN TG_ARGV[2] = '' THEN quote_literal('default')
+  v_tenant text := CASE WHEN TG_ARGV[2] = '' THEN quote_literal('default') || '::text'
                         ELSE format('coalesce(%I::text, %L)', TG_ARGV[2], 'default') END;
   v_part text := format('SELECT %s AS tenant, %I::text AS id FROM ', v_tenant, TG_ARGV[1]);
 BEGIN
@@ -68,7 +68,7 @@ BEGIN
     tenant_column = excluded.tenant_column, updated_at = now();
   EXECUTE format(
     'SELECT cogo.tell_source($1, array_agg(%s), array_agg(%I::text)) FROM %s',
-    CASE WHEN p_tenant IS NULL THEN quote_literal('default')
+    CASE WHEN p_tenant IS NULL THEN quote_literal('default') || '::text'
          ELSE format('coalesce(%I::text, %L)', p_tenant, 'default') END, p_id, v_table)
     INTO v_count USING p_source;
   RETURN coalesce(v_count, 0);

@@ -42,7 +42,13 @@ async def test_concurrent_draws_never_overdraw(bus: Bus) -> None:
 async def test_a_draw_is_all_or_nothing_and_each_limit_counts(bus: Bus) -> None:
     id = await bus.enqueue("t/root", {})
     await bus.hold(id, "acme", 1.0, 100)
-    for cost, tokens, ok in ((0.5, 101, False), (1.5, 1, False), (0.5, 50, True), (0.0, 50, True), (0.0, 1, False)):
+    for cost, tokens, ok in (
+        (0.5, 101, False),
+        (1.5, 1, False),
+        (0.5, 50, True),
+        (0.0, 50, True),
+        (0.0, 1, False),
+    ):
         found = await bus.draw(id, cost, tokens)
         assert found is not None
         assert found["ok"] is ok
@@ -137,7 +143,9 @@ async def test_hops_and_attempts_share_what_the_root_may_spend(dsn: str, bus: Bu
     assert found["closed_at"] is not None
 
 
-@pytest.mark.parametrize("spent", [{"cost_usd": -1.0}, {"tokens": -1}, {"cost_usd": float("nan")}, {"cost_usd": float("inf")}])
+@pytest.mark.parametrize(
+    "spent", [{"cost_usd": -1.0}, {"tokens": -1}, {"cost_usd": float("nan")}, {"cost_usd": float("inf")}]
+)
 async def test_nobody_earns_by_spending(dsn: str, bus: Bus, spent: dict[str, Any]) -> None:
     async def work(task: dict[str, Any], ctx: cogo.Context) -> None:
         await ctx.spend(**spent)

@@ -35,7 +35,9 @@ async def test_counters_are_the_truth_after_anything(bus: Bus, dsn: str) -> None
             kind = chance.choice(["done", "done", "failed", "retry", "released", "delegated"])
             follow = [child(f"t/leaf@{message.key.tenant}")] if kind == "delegated" else []
             error = "x: y" if kind in {"failed", "retry"} else None
-            await hand.finish(message, kind, error=error, follow_ups=follow, retry_ms=0 if kind == "retry" else None)
+            await hand.finish(
+                message, kind, error=error, follow_ups=follow, retry_ms=0 if kind == "retry" else None
+            )
         rows = await bus.db.fetch("SELECT id, status, reply_to FROM public.agent_messages")
         for found in chance.sample(rows, 4):
             if found["status"] in {"queued", "claimed", "waiting"}:
@@ -75,8 +77,13 @@ async def test_latencies_are_counted_where_they_belong(bus: Bus) -> None:
     (message,) = await hand.claim("t/echo")
     await hand.finish(message)
     await bus.cancel(await bus.enqueue("t/echo@acme", {}), actor="test")
-    rows = await bus.db.fetch("SELECT service, role, tenant, status, pickup_b, total_b, n FROM cogo.bus_stats ORDER BY id")
-    assert [(found["status"], found["tenant"], found["n"]) for found in rows] == [("done", "acme", 1), ("cancelled", "acme", 1)]
+    rows = await bus.db.fetch(
+        "SELECT service, role, tenant, status, pickup_b, total_b, n FROM cogo.bus_stats ORDER BY id"
+    )
+    assert [(found["status"], found["tenant"], found["n"]) for found in rows] == [
+        ("done", "acme", 1),
+        ("cancelled", "acme", 1),
+    ]
     assert 0 <= rows[0]["pickup_b"] <= rows[0]["total_b"]
     assert rows[1]["pickup_b"] == -1, "it was never picked up"
 
@@ -111,7 +118,10 @@ async def test_a_child_stays_as_long_as_its_parent_lives(bus: Bus) -> None:
     (leaf,) = await hand.claim("t/leaf")
     await hand.finish(leaf)
     # The parent was requeued, and is older than the retention while it waits again.
-    await bus.db.execute("UPDATE public.agent_messages SET status = 'waiting', done_at = NULL, seq = nextval('cogo.bus_seq') WHERE id = %s", (root,))
+    await bus.db.execute(
+        "UPDATE public.agent_messages SET status = 'waiting', done_at = NULL, seq = nextval('cogo.bus_seq') WHERE id = %s",
+        (root,),
+    )
     await bus.db.execute(OLD)
     assert await upkeep.retain_once(bus, 14) == 0
     assert (await row(bus, leaf.id))["status"] == "done"
@@ -128,8 +138,12 @@ async def test_the_tables_around_the_bus_are_kept_small(bus: Bus, dsn: str) -> N
     await bus.hold(id, "acme", 1.0, None)
     await bus.keep("acme", b"x")
     await bus.sleep_on([cogo.Lane("t", "echo", 0)], hand.epoch)
-    await bus.db.execute("INSERT INTO public.bus_events (kind, tenant) SELECT 'old', 'acme' FROM generate_series(1, 12)")
-    await bus.db.execute("INSERT INTO cogo.decisions (tenant, intent, reason, policy_version) VALUES ('acme', 'x', 'y', 'z')")
+    await bus.db.execute(
+        "INSERT INTO public.bus_events (kind, tenant) SELECT 'old', 'acme' FROM generate_series(1, 12)"
+    )
+    await bus.db.execute(
+        "INSERT INTO cogo.decisions (tenant, intent, reason, policy_version) VALUES ('acme', 'x', 'y', 'z')"
+    )
     await bus.db.execute("INSERT INTO cogo.bus_waiters VALUES (%s, gen_random_uuid(), now())", (id,))
     tables = ("public.bus_events", "cogo.message_chunks", "cogo.budget_holds", "cogo.artifacts", "cogo.bus_idle",
               "cogo.decisions", "cogo.bus_waiters", "cogo.bus_holders")  # fmt: skip

@@ -38,7 +38,9 @@ async def test_a_batch_of_every_kind(bus: Bus) -> None:
         delegated.id: "waiting",
         released.id: "queued",
     }
-    rows = {message.id: await row(bus, message.id) for message in (done, failed, retried, delegated, released)}
+    rows = {
+        message.id: await row(bus, message.id) for message in (done, failed, retried, delegated, released)
+    }
     assert {found["fence"] for found in rows.values()} == {0}
     assert {found["deadline_at"] for found in rows.values()} == {None}
     assert (rows[done.id]["result_snippet"], rows[done.id]["result_url"]) == ("1", "/u")
@@ -64,7 +66,10 @@ async def test_a_zombie_has_no_effect_at_all(bus: Bus) -> None:
         first, snippet='"zombie"', follow_ups=[child("t/z", delegate=False)], events=[BusEvent(kind="zombie")]
     )
     current = outcome(
-        second, snippet='"current"', follow_ups=[child("t/c", delegate=False)], events=[BusEvent(kind="current")]
+        second,
+        snippet='"current"',
+        follow_ups=[child("t/c", delegate=False)],
+        events=[BusEvent(kind="current")],
     )
     assert await bus.finish([zombie, current]) == {first.id: "done"}
     assert (await row(bus, first.id))["result_snippet"] == '"current"'

@@ -52,7 +52,9 @@ async def claimed(bus: Bus, count: int) -> list[Message]:
 
 
 BAD: dict[str, dict[str, Any]] = {
-    "a follow-up that the table refuses": {"follow_ups": [child("t/next", delegate=False, traceparent="nonsense")]},
+    "a follow-up that the table refuses": {
+        "follow_ups": [child("t/next", delegate=False, traceparent="nonsense")]
+    },
     "text that UTF-8 does not take": {"kind": "failed", "error": "x: \udc80"},
     "text that Postgres does not take": {"snippet": "\x00"},
     "a time that no interval takes": {"kind": "retry", "retry_ms": 2**62},
@@ -70,12 +72,16 @@ async def test_one_bad_outcome_does_not_hold_up_the_others(bus: Bus, what: str) 
             await finisher.submit(outcome(message, **fields) if n == 4 else good, note(message))
     statuses = [(await row(bus, message.id))["status"] for message in messages]
     assert statuses == ["done"] * 4 + ["failed"] + ["done"] * 4
-    assert (await row(bus, messages[4].id))["error"].startswith("result_invalid: the outcome could not be stored")
+    assert (await row(bus, messages[4].id))["error"].startswith(
+        "result_invalid: the outcome could not be stored"
+    )
     assert await counts(bus) == {"done": 8, "failed": 1}
     assert finisher.unwritten == set()
 
 
-async def test_an_answer_that_was_lost_is_asked_for_again(dsn: str, bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_answer_that_was_lost_is_asked_for_again(
+    dsn: str, bus: Bus, caplog: pytest.LogCaptureFixture
+) -> None:
     """The batch was committed, the connection died before the answer: nothing is written or told twice."""
     caplog.set_level("INFO")
     done, waiting, retried = await claimed(bus, 3)
@@ -86,11 +92,17 @@ async def test_an_answer_that_was_lost_is_asked_for_again(dsn: str, bus: Bus, ca
             await finisher.submit(outcome(waiting, "delegated", follow_ups=[child("t/next")]), note(waiting))
             await finisher.submit(outcome(retried, "retry", error="x: y"), note(retried))
         assert proxy.lost == 1
-    assert [(await row(bus, m.id))["status"] for m in (done, waiting, retried)] == ["done", "waiting", "queued"]
+    assert [(await row(bus, m.id))["status"] for m in (done, waiting, retried)] == [
+        "done",
+        "waiting",
+        "queued",
+    ]
     assert await kinds(bus) == ["seen"]
     assert await counts(bus) == {"done": 1, "retry": 1}
     assert await bus.db.fetch_value("SELECT count(*) FROM public.agent_messages WHERE role = 'next'") == 1
-    lines = [record.message.split(" ")[0] for record in caplog.records if record.message.startswith("message.")]
+    lines = [
+        record.message.split(" ")[0] for record in caplog.records if record.message.startswith("message.")
+    ]
     assert lines == ["message.done", "message.waiting", "message.queued"]
 
 
@@ -115,7 +127,9 @@ async def test_two_claims_of_one_message_are_told_apart(bus: Bus, caplog: pytest
         await finisher.submit(outcome(first, snippet='"late"'), note(first))
         await finisher.submit(outcome(second, snippet='"current"'), note(second))
     assert (await bus.result(first.id)).value == "current"
-    lines = [record.message.split(" ")[0] for record in caplog.records if record.message.startswith("message.")]
+    lines = [
+        record.message.split(" ")[0] for record in caplog.records if record.message.startswith("message.")
+    ]
     assert lines == ["message.claim_lost", "message.done"]
 
 

@@ -40,8 +40,12 @@ class History:
 
     async def check(self, bus: Bus, ids: list[int]) -> None:
         """Each message is done once, with the answer of its last claim, and no claim was seen twice."""
-        rows = await bus.db.fetch("SELECT id, status, result_snippet, fence FROM public.agent_messages ORDER BY id")
-        assert [(found["id"], found["status"], found["fence"]) for found in rows] == [(id, "done", 0) for id in ids]
+        rows = await bus.db.fetch(
+            "SELECT id, status, result_snippet, fence FROM public.agent_messages ORDER BY id"
+        )
+        assert [(found["id"], found["status"], found["fence"]) for found in rows] == [
+            (id, "done", 0) for id in ids
+        ]
         answers = {found["id"]: int(found["result_snippet"]) for found in rows}
         assert answers == dict(sorted(self.seen)), "the newest claim's answer is what counts"
         assert max(Counter(self.seen).values()) == 1
@@ -172,7 +176,9 @@ async def test_a_waiter_outlives_an_outage(dsn: str, bus: Bus) -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait)
-            await eventually_async(functools.partial(bus.db.fetch_value, "SELECT count(*) FROM cogo.bus_waiters"))
+            await eventually_async(
+                functools.partial(bus.db.fetch_value, "SELECT count(*) FROM cogo.bus_waiters")
+            )
             async with proxy.away():
                 await bus.cancel(id, actor="test")
         assert found == ["cancelled"]

@@ -28,7 +28,9 @@ async def test_the_table_keeps_its_contract(bus: Bus) -> None:
     found = {column["column_name"]: column["optional"] for column in columns}
     assert found.keys() >= CONTRACT
     assert {name for name, optional in found.items() if not optional} == {"service", "role"}
-    kind = await bus.db.fetch_value("SELECT relkind::text FROM pg_class WHERE oid = 'public.agent_messages'::regclass")
+    kind = await bus.db.fetch_value(
+        "SELECT relkind::text FROM pg_class WHERE oid = 'public.agent_messages'::regclass"
+    )
     assert kind == "r"
 
 
@@ -38,9 +40,16 @@ async def test_a_plain_insert_is_a_valid_message(bus: Bus) -> None:
     (message,) = await hand.claim("t/echo/2")
     assert (message.id, message.payload, message.root_id) == (id, b'{"n": 1}', id)
     assert await hand.finish(message, snippet="1") == "done"
-    least = await bus.db.fetch_value("INSERT INTO public.agent_messages (service, role) VALUES ('t','echo') RETURNING id")
+    least = await bus.db.fetch_value(
+        "INSERT INTO public.agent_messages (service, role) VALUES ('t','echo') RETURNING id"
+    )
     found = await row(bus, least)
-    assert (found["status"], found["tenant"], found["shard"], found["payload"]) == ("queued", "default", 0, {})
+    assert (found["status"], found["tenant"], found["shard"], found["payload"]) == (
+        "queued",
+        "default",
+        0,
+        {},
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,12 @@ async def test_a_plain_insert_into_the_ingress_lane_is_audited(bus: Bus) -> None
     id = await insert(bus, "orchestrator/decide/0@acme", payload='{"intent": "ask"}')
     await insert(bus, "orchestrator/execute")
     (event,) = await bus.db.fetch("SELECT kind, message_id, tenant, detail FROM public.bus_events")
-    expected = {"kind": "orchestrate_enqueued", "message_id": id, "tenant": "acme", "detail": {"intent": "ask"}}
+    expected = {
+        "kind": "orchestrate_enqueued",
+        "message_id": id,
+        "tenant": "acme",
+        "detail": {"intent": "ask"},
+    }
     assert event == expected
 
 
@@ -232,9 +246,7 @@ async def test_our_own_statements_never_pay_for_outsiders(bus: Bus, dsn: str) ->
     when = await bus.db.fetch_value(
         "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgname = 'agent_messages_outsider'"
     )
-    await bus.db.execute(
-        when.replace("agent_messages_outsider", "planted").rpartition("cogo.")[0] + "note()"
-    )
+    await bus.db.execute(when.replace("agent_messages_outsider", "planted").rpartition("cogo.")[0] + "note()")
     await policy(bus, "t/poison", max_attempts=1)
     hand = await Hand(bus).register()
     ids = await bus.enqueue_many("t/echo", [{} for _ in range(5)])

@@ -149,7 +149,9 @@ async def test_a_failed_transaction_leaves_nothing(dsn: str, bus: Bus, how: str)
     async with process(dsn, [cogo.Role("t", "work", handle=work, max_attempts=1)]):
         result = await bus.result(await bus.enqueue("t/work", {}))
     assert result.status == "failed"
-    assert (result.error or "").startswith("rejected" if how == "exception" else "handler_error: DivisionByZero")
+    assert (result.error or "").startswith(
+        "rejected" if how == "exception" else "handler_error: DivisionByZero"
+    )
     assert await notes(bus) == []
 
 
@@ -263,7 +265,11 @@ async def test_a_malformed_traceparent_starts_a_new_trace(bus: Bus) -> None:
 
 async def test_routing_keys_as_objects_are_checked_too(bus: Bus) -> None:
     assert await bus.enqueue(cogo.RoutingKey("t", "echo", 1, "acme"), {})
-    for bad in (cogo.RoutingKey("T", "echo"), cogo.RoutingKey("t", "echo", -1), cogo.RoutingKey("t", "e", 0, "a b")):
+    for bad in (
+        cogo.RoutingKey("T", "echo"),
+        cogo.RoutingKey("t", "echo", -1),
+        cogo.RoutingKey("t", "e", 0, "a b"),
+    ):
         with pytest.raises(errors.RoutingInvalid):
             await bus.enqueue(bad, {})
         with pytest.raises(errors.RoutingInvalid):

@@ -78,9 +78,9 @@ async def test_chunks_arrive_in_order_and_end_with_the_message(dsn: str, bus: Bu
 
     async with process(dsn, [cogo.Role("t", "stream", handle=stream)], listener=transport) as runtime:
         id = await bus.enqueue("t/stream", {})
-        found = []
+        found: list[tuple[int, int]] = []
         async for chunk in runtime.bus.chunks(id, timeout_s=WITHIN_S):
-            found.append((chunk.n, chunk.data["n"]))
+            found += [(chunk.n, chunk.data["n"])]
             if len(found) == 20:
                 go.set()  # all twenty were seen while the handler was still at work
         assert found == [(n + 1, n) for n in range(21)]
@@ -149,7 +149,7 @@ async def test_no_wakeup_is_lost_around_the_self_test(dsn: str) -> None:
 
     async def listen() -> None:
         async for text in transport.run(ready.set):
-            found.append(text)
+            found.append(text)  # noqa: PERF401 (it is looked at while it grows)
 
     async with (
         await psycopg.AsyncConnection.connect(dsn, autocommit=True) as conn,
@@ -165,7 +165,9 @@ async def test_no_wakeup_is_lost_around_the_self_test(dsn: str) -> None:
 
 
 @pytest.mark.usefixtures("fast_probes")
-async def test_a_link_that_went_dark_is_noticed_and_replaced(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_link_that_went_dark_is_noticed_and_replaced(
+    dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(listeners, "PROBE_ANSWER_S", 0.2)
     async with proxied(dsn) as proxy, anyio.create_task_group() as tasks:
         listener = Listener(NotifyTransport(proxy.dsn, "test:listener"))
@@ -222,7 +224,9 @@ async def test_behind_a_pooler_in_transaction_mode_it_polls_and_says_so(
             assert (await bus.result(id, timeout_s=WITHIN_S)).value == {"n": 1}
 
 
-@pytest.mark.parametrize("text", ["", "lane:", "lane:unknown/x/0", "result:", "result:x", "cancel:²", "new:thing"])
+@pytest.mark.parametrize(
+    "text", ["", "lane:", "lane:unknown/x/0", "result:", "result:x", "cancel:²", "new:thing"]
+)
 def test_unknown_wakeups_are_ignored(text: str) -> None:
     listener = Listener(PollTransport())
     heard: list[int] = []

@@ -18,7 +18,7 @@ Chain = tuple[int, int, Message]
 
 
 async def chain(bus: Bus, **options: Any) -> tuple[Hand, int, int, Message]:
-    """root -> middle -> leaf, the first two waiting, the leaf claimed; (hand, root, middle, leaf)."""
+    """A root -> middle -> leaf, the first two waiting, the leaf claimed; (hand, root, middle, leaf)."""
     hand = await Hand(bus).register(lease_ms=60_000)
     root = await bus.enqueue("t/root@acme", {}, **options)
     (message,) = await hand.claim("t/root")
@@ -92,7 +92,9 @@ async def test_the_root_ends_as_the_leaf_ends(bus: Bus, how: str) -> None:
     status = expected["status"]
     assert await counts(bus) == {status: 3}
     told = [kind for kind in await kinds(bus) if kind.endswith(("_done", "_failed"))]
-    assert sorted(told) == sorted(f"{lane}_{status}" for lane in ("leaf", "middle", "root") if status != "cancelled")
+    assert sorted(told) == sorted(
+        f"{lane}_{status}" for lane in ("leaf", "middle", "root") if status != "cancelled"
+    )
     if how in {"done", "failed", "out of attempts"}:  # the audit of a finish reads from the child up
         assert told == [f"{lane}_{status}" for lane in ("leaf", "middle", "root") if status != "cancelled"]
 
@@ -247,7 +249,11 @@ async def test_a_finish_waits_for_the_cancel_of_its_parent_and_the_other_way_rou
         await conn.execute("SELECT cogo.cancel(%s, 'ops', '')", (middle,))
         tasks.start_soon(hand.finish, leaf)
         await eventually_async(lambda: _waits_for_a_lock(bus))
-    assert [(await row(bus, id))["status"] for id in (leaf.id, middle, root)] == ["done", "cancelled", "cancelled"]
+    assert [(await row(bus, id))["status"] for id in (leaf.id, middle, root)] == [
+        "done",
+        "cancelled",
+        "cancelled",
+    ]
 
     hand, root, middle, leaf = await chain(bus)
     async with anyio.create_task_group() as tasks, bus.db.transaction() as conn:

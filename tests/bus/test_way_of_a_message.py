@@ -48,7 +48,9 @@ async def test_idempotency_keys(bus: Bus) -> None:
         await bus.enqueue("t/echo@acme", {"a": 2}, idempotency_key="k")
 
 
-@pytest.mark.parametrize("key", ["", "a", "A/b", "a/b/x", "a/b/99999", "a/b/0@", "a/b/0@ü", "a/b/0/1", "a/b\n"])
+@pytest.mark.parametrize(
+    "key", ["", "a", "A/b", "a/b/x", "a/b/99999", "a/b/0@", "a/b/0@ü", "a/b/0/1", "a/b\n"]
+)
 async def test_routing_keys_are_checked(bus: Bus, key: str) -> None:
     with pytest.raises(RoutingInvalid):
         await bus.enqueue(key, {})

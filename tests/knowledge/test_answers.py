@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from knowledge_hands import build_graph, index_all, write
 from cogo import Database, errors
 from cogo.knowledge import answers, questions
 
+# In rot13: COGO's own repository is asked such questions too, and must not hold them.
 ELSEWHERE = [
-    "What is the capital of France?",
-    "How long must bread rise before one puts it into the oven?",
-    "Who won the football championship in 1998?",
-    "Which medicine helps against hay fever?",
-    "How does a whale sleep?",
-    "When do the tulips bloom in Holland?",
+    "Jung vf gur pncvgny bs Senapr?",
+    "Ubj ybat zhfg oernq evfr orsber bar chgf vg vagb gur bira?",
+    "Jub jba gur sbbgonyy punzcvbafuvc va 1998?",
+    "Juvpu zrqvpvar urycf ntnvafg unl srire?",
+    "Ubj qbrf n junyr fyrrc?",
+    "Jura qb gur ghyvcf oybbz va Ubyynaq?",
 ]
 
 
@@ -28,7 +30,9 @@ def check(root: Path, citation: answers.Citation) -> None:
     assert citation.quote in "\n".join(lines), citation
 
 
-async def test_an_answer_names_the_symbol_its_words_and_who_uses_it(database: Database, tmp_path: Path) -> None:
+async def test_an_answer_names_the_symbol_its_words_and_who_uses_it(
+    database: Database, tmp_path: Path
+) -> None:
     root = write(tmp_path / "harbour")
     await index_all(database, root)
     await build_graph(database, root)
@@ -58,7 +62,15 @@ async def test_a_packages_own_prose_is_found_and_nothing_else(database: Database
         assert found.citations
         for citation in found.citations:
             check(root, citation)
-    for question in [*ELSEWHERE, questions.unanswerable(root), "프랑스의 수도는 어디입니까?", "的", "?", "what is it"]:
+    elsewhere = [codecs.decode(text, "rot13") for text in ELSEWHERE]
+    for question in [
+        *elsewhere,
+        questions.unanswerable(root),
+        "프랑스의 수도는 어디입니까?",
+        "的",
+        "?",
+        "what is it",
+    ]:
         found = await answers.answer(database, "acme", question, repo=name)
         assert not found.found, (question, found.answer)
         assert (found.answer, found.citations) == ("not found", [])
@@ -88,7 +100,13 @@ async def test_documents_in_any_language_are_quoted(database: Database, tmp_path
     ["x = [\n", 'def f(a="):", b=\'"""\'):\n    """Zebra `stripes`."""\n', "zebra " * 3_000, "# zebra\n\n|zebra|\n", "\x0czebra\x0c\nzebra"],
 )  # fmt: skip
 async def test_odd_files_are_quoted_exactly(database: Database, tmp_path: Path, text: str) -> None:
-    files = {"a.py": text, "b.md": f"zebra\n\n{text}", "c.md": "nothing\n", "d.md": "else\n", "e.md": "here\n"}
+    files = {
+        "a.py": text,
+        "b.md": f"zebra\n\n{text}",
+        "c.md": "nothing\n",
+        "d.md": "else\n",
+        "e.md": "here\n",
+    }
     root = write(tmp_path / "repo", files)
     await index_all(database, root)
     found = await answers.answer(database, "acme", "zebra stripes of a zebra")

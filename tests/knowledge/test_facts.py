@@ -34,7 +34,9 @@ def import_edges(found: list[facts.Facts]) -> set[tuple[str, str]]:
     }
 
 
-@pytest.mark.parametrize("name", ["litestar", "anyio", "rich", "click", "psycopg", "opentelemetry", "hypothesis"])
+@pytest.mark.parametrize(
+    "name", ["litestar", "anyio", "rich", "click", "psycopg", "opentelemetry", "hypothesis"]
+)
 def test_import_edges_equal_grimps(name: str) -> None:
     """Relative and star imports, submodules, imports in functions, self-imports, a namespace package."""
     folder = Path(next(iter(importlib.import_module(name).__path__)))

@@ -113,7 +113,9 @@ async def test_who_imports_what(database: Database, tmp_path: Path) -> None:
     wanted = [{"name": "harbour.fees", "path": "harbour/fees.py", "line": 3, "confidence": "exact"}]
     for name in ("harbour", "harbour/__init__.py"):
         assert await graph.importers(database, repo, name) == wanted
-    assert [row["name"] for row in await graph.imports(database, repo, "harbour.fees.nightly_fee")] == ["harbour"]
+    assert [row["name"] for row in await graph.imports(database, repo, "harbour.fees.nightly_fee")] == [
+        "harbour"
+    ]
     assert await graph.path(database, repo, "harbour.fees", "harbour.ledger") == [
         "harbour.fees", "harbour", "harbour.ledger",
     ]  # fmt: skip

@@ -20,7 +20,11 @@ async def test_chunks_are_exactly_the_lines_of_the_files(database: Database, tmp
     for chunk in found["chunks"]:
         lines = FILES[chunk["path"]].split("\n")[chunk["start_line"] - 1 : chunk["end_line"]]
         assert chunk["text"] == "\n".join(lines)
-    assert {c["qualname"] for c in found["chunks"]} >= {"Ledger.settle", "nightly_fee", "Harbour > Mooring fees"}
+    assert {c["qualname"] for c in found["chunks"]} >= {
+        "Ledger.settle",
+        "nightly_fee",
+        "Harbour > Mooring fees",
+    }
 
 
 async def test_an_unchanged_folder_is_nothing_to_do(database: Database, tmp_path: Path) -> None:
@@ -105,7 +109,9 @@ async def test_one_bad_file_is_named_and_stops_no_other(database: Database, tmp_
     (root / "c.txt").write_bytes(b"caf\xe9\n")
     (root / "d.bin").write_bytes(b"\0")
     repo = await index.open_repo(database, "acme", "repo", str(root))
-    report = await index.index_paths(database, repo, root, ["a.py", "b.py", "c.txt", "d.bin", "../x", "gone.py"])
+    report = await index.index_paths(
+        database, repo, root, ["a.py", "b.py", "c.txt", "d.bin", "../x", "gone.py"]
+    )
     assert (report.files, report.errors) == (3, {})
     assert report.skipped == {"binary": 1, "outside": 1, "gone": 1}
     assert set(report.notes) == {"b.py", "c.txt"}
@@ -131,9 +137,14 @@ async def test_tenants_see_nothing_of_each_other(database: Database, tmp_path: P
     assert [r["tenant"] for r in await search.repos(database, ["other"])] == ["other"]
 
 
-async def test_a_name_that_moved_is_not_written_from_the_old_folder(database: Database, tmp_path: Path) -> None:
+async def test_a_name_that_moved_is_not_written_from_the_old_folder(
+    database: Database, tmp_path: Path
+) -> None:
     """Two folders of one name: the later scan counts, batches of the earlier one are refused."""
-    one, two = write(tmp_path / "1/repo", {"a.py": "a = 1\n"}), write(tmp_path / "2/repo", {"b.py": "b = 1\n"})
+    one, two = (
+        write(tmp_path / "1/repo", {"a.py": "a = 1\n"}),
+        write(tmp_path / "2/repo", {"b.py": "b = 1\n"}),
+    )
     await index_all(database, one)
     await index_all(database, two)
     assert {c["path"] for c in (await rows(database))["chunks"]} == {"b.py"}

@@ -32,7 +32,10 @@ def test_a_sentence_with_the_name_in_it_is_not_asked(tmp_path: Path) -> None:
 
 
 def test_other_languages_and_bare_comments_are_quoted(tmp_path: Path) -> None:
-    files = {"README.md": "장부는 매일 밤 두 번째 디스크로 복사된다.\n", "a.js": "// sends the letter to every subscriber\nf()\n"}
+    files = {
+        "README.md": "장부는 매일 밤 두 번째 디스크로 복사된다.\n",
+        "a.js": "// sends the letter to every subscriber\nf()\n",
+    }
     root = write(tmp_path / "repo", files)
     assert sorted(questions.answerable(root)) == [
         "Where does it say “sends the letter to every subscriber”?",

@@ -19,7 +19,10 @@ def git(root: Path, *args: str) -> None:
 
 
 def test_a_checkout_gives_what_git_tracks_or_would(tmp_path: Path) -> None:
-    write(tmp_path, {".gitignore": "out/\n", "a.py": "", "out/b.py": "", "new.md": "", "gone.py": "", ".ci/run": ""})
+    write(
+        tmp_path,
+        {".gitignore": "out/\n", "a.py": "", "out/b.py": "", "new.md": "", "gone.py": "", ".ci/run": ""},
+    )
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "a.py", "gone.py", ".gitignore", ".ci")
     (tmp_path / "gone.py").unlink()
@@ -58,7 +61,9 @@ def test_a_walk_leaves_out_what_is_made_by_tools(tmp_path: Path) -> None:
     assert scan.list_files(tmp_path) == sorted(names)
 
 
-@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../secret", "link", "folder/secret", "x\0y", "."])
+@pytest.mark.parametrize(
+    "path", ["../secret", "/etc/passwd", "a/../../secret", "link", "folder/secret", "x\0y", "."]
+)
 def test_no_path_leads_out_of_the_root(tmp_path: Path, path: str) -> None:
     root = write(tmp_path / "root", {"a.py": ""})
     (tmp_path / "secret").write_text("secret")

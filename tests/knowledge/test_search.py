@@ -79,7 +79,9 @@ async def test_the_scope_narrows(database: Database, tmp_path: Path) -> None:
 
 
 async def test_coverage_counts_words_that_nobody_wrote(database: Database, tmp_path: Path) -> None:
-    await index_all(database, write(tmp_path / "one", {"a.py": "def walrus(): pass\n", "b.py": "def seal(): pass\n"}))
+    await index_all(
+        database, write(tmp_path / "one", {"a.py": "def walrus(): pass\n", "b.py": "def seal(): pass\n"})
+    )
     ((hit,), (half, *_)) = await search.search(database, "acme", ["walrus", "walrus xylophone"])
     assert hit.coverage == 1.0
     assert 0.2 < half.coverage < 0.5

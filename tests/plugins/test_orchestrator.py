@@ -44,7 +44,9 @@ async def test_the_id_of_the_request_gets_the_answer(dsn: str) -> None:
         assert "voice/shout/0" in decision["reason"]
         traces = await bus.db.fetch("SELECT DISTINCT trace_id FROM public.agent_messages")
         assert traces == [{"trace_id": result.trace_id}]
-        ttl = await bus.db.fetch_value("SELECT count(*) FROM public.agent_messages WHERE expires_at IS NOT NULL")
+        ttl = await bus.db.fetch_value(
+            "SELECT count(*) FROM public.agent_messages WHERE expires_at IS NOT NULL"
+        )
         assert ttl == 1  # only the target carries the assignment
 
 

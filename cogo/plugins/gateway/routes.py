@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, get, post
+from litestar.params import JSONBody
 
 from cogo.knowledge import search
 from cogo.web import Tenant, db_of, principal_of, tenants_of, viewer
@@ -27,7 +28,7 @@ class SearchRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 @post("/api/knowledge/search", guards=[viewer], status_code=200)
-async def search_route(request: Request[Any, Any, Any], data: SearchRequest) -> dict[str, Any]:
+async def search_route(request: Request[Any, Any, Any], data: JSONBody[SearchRequest]) -> dict[str, Any]:
     """Per query its hits, best first; lines are 1-based and inclusive. `explain` adds how they came about."""
     tenants = principal_of(request).narrowed(data.tenant)
     found = await search.search(db_of(request), tenants, data.queries, data.k, data.scope)

@@ -1,0 +1,186 @@
+"""Proves that changed rows of a followed table become messages, and then documents that can be searched."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from helpers import eventually_async
+
+from cogo import Database, Role, errors
+from cogo.core.bus import Bus
+from cogo.knowledge import index, search, sources
+from cogo.plugins import rag_embed
+from cogo.testing import running
+
+TABLE = "CREATE TABLE public.notes (id bigint PRIMARY KEY, body text, owner text)"
+SOURCE = sources.Source("public.notes", "id", "body")
+
+
+@pytest.fixture
+async def notes(database: Database) -> Database:
+    await database.execute(TABLE)
+    return database
+
+
+async def messages(db: Database) -> list[dict[str, Any]]:
+    return await db.fetch(
+        "SELECT tenant, payload FROM public.agent_messages WHERE role = 'embed' ORDER BY id"
+    )
+
+
+async def drain(db: Database) -> list[list[str]]:
+    """Do what rag/embed would with each message, in order; the ids of each."""
+    done = []
+    for row in await messages(db):
+        await index.index_rows(db, row["tenant"], row["payload"]["table"], row["payload"]["ids"])
+        done.append(row["payload"]["ids"])
+    await db.execute("DELETE FROM public.agent_messages")
+    return done
+
+
+async def documents(db: Database, tenant: str = "default") -> dict[str, str]:
+    rows = await db.fetch(
+        "SELECT f.path, c.text FROM cogo.kb_repos r JOIN cogo.kb_files f ON f.repo_id = r.id"
+        " JOIN cogo.kb_chunks c ON c.file_id = f.id WHERE r.tenant = %s ORDER BY 1",
+        (tenant,),
+    )
+    return {row["path"]: row["text"] for row in rows}
+
+
+@pytest.fixture
+async def rag(dsn: str, notes: Database) -> AsyncIterator[Bus]:
+    role = Role("rag", "embed", handle=rag_embed.embed, events="embed")
+    async with running(role, dsn=dsn) as bus:
+        yield bus
+
+
+async def test_ten_rows_in_one_statement_are_one_message_and_searchable(rag: Bus, notes: Database) -> None:
+    await sources.follow(notes, [SOURCE])
+    await notes.execute(
+        "INSERT INTO public.notes SELECT i, '# Note ' || i || E'\\n\\nThe walrus number ' || i || ' sings.'"
+        " FROM generate_series(1, 10) i"
+    )
+    (message,) = await messages(notes)
+    assert message["payload"] == {"table": "public.notes", "ids": sorted(map(str, range(1, 11)))}
+
+    async def found() -> list[search.Hit]:
+        return (await search.search(notes, "default", ["walrus sings"], 20))[0]
+
+    hits = await eventually_async(lambda: found_all(found), timeout_s=10)
+    assert {hit.path for hit in hits} == {f"public.notes/{i}" for i in range(1, 11)}
+    assert hits[0].repo == "public.notes"
+    assert hits[0].text.startswith("# Note ")
+
+
+async def found_all(found: Any) -> list[search.Hit] | None:
+    hits = await found()
+    return hits if len(hits) == 10 else None
+
+
+async def test_updates_and_deletes_are_followed(notes: Database) -> None:
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'old'), (2, 'two'), (3, NULL)")
+    assert await drain(notes) == [["1", "2", "3"]]
+    await notes.execute("UPDATE public.notes SET body = 'new' WHERE id = 1")
+    await notes.execute("DELETE FROM public.notes WHERE id = 2")
+    await notes.execute("UPDATE public.notes SET body = 'x' WHERE id = 77")
+    assert await drain(notes) == [["1"], ["2"]]
+    assert await documents(notes) == {"public.notes/1": "new"}
+
+
+async def test_a_row_that_goes_back_and_forth_ends_as_it_is(notes: Database) -> None:
+    """Each change gives its own message, however often the content was there before."""
+    await sources.follow(notes, [SOURCE])
+    for body in ("a", "b", "a", "b"):
+        await notes.execute(
+            "INSERT INTO public.notes VALUES (1, %s) ON CONFLICT (id) DO UPDATE SET body = %s", (body, body)
+        )
+        await drain(notes)
+    assert await documents(notes) == {"public.notes/1": "b"}
+
+
+async def test_many_edits_in_one_transaction_are_one_message(notes: Database) -> None:
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'a')")
+    await sources.follow(notes, [SOURCE])
+    await drain(notes)
+    async with notes.transaction() as conn:
+        for n in range(10):
+            await conn.execute("UPDATE public.notes SET body = %s WHERE id = 1", (str(n),))
+    assert await drain(notes) == [["1"]]
+    assert await documents(notes) == {"public.notes/1": "9"}
+
+
+async def test_what_a_table_holds_already_is_told_once(notes: Database) -> None:
+    await notes.execute("INSERT INTO public.notes SELECT i, 'text' FROM generate_series(1, 1200) i")
+    assert await sources.follow(notes, [SOURCE]) == 3
+    assert await sources.follow(notes, [SOURCE]) == 0
+    assert sum(map(len, await drain(notes))) == 1_200
+
+
+async def test_rows_belong_to_the_tenant_that_their_column_names(notes: Database) -> None:
+    await sources.follow(notes, [sources.parse("public.notes:id:body:owner")])
+    await notes.execute(
+        "INSERT INTO public.notes VALUES (1, 'one', 'acme'), (2, 'two', 'other'), (3, 'three', NULL)"
+    )
+    assert {row["tenant"]: row["payload"]["ids"] for row in await messages(notes)} == {
+        "acme": ["1"], "other": ["2"], "default": ["3"],
+    }  # fmt: skip
+    await drain(notes)
+    await notes.execute("UPDATE public.notes SET owner = 'other' WHERE id = 1")
+    await drain(notes)
+    assert await documents(notes, "acme") == {}
+    assert await documents(notes, "other") == {"public.notes/1": "one", "public.notes/2": "two"}
+    await index.index_rows(notes, "acme", "public.notes", ["2"])
+    assert await documents(notes, "acme") == {}, "another tenant's row is not there"
+
+
+async def test_no_other_table_can_be_read(database: Database) -> None:
+    for table in ("public.agent_messages", "pg_catalog.pg_authid", "x'; DROP TABLE cogo.kb_repos --"):
+        with pytest.raises(errors.TaskInvalid, match="no rag-dispatcher follows"):
+            await index.index_rows(database, "acme", table, ["1"])
+
+
+async def test_a_table_that_is_no_longer_named_is_no_longer_followed(notes: Database) -> None:
+    await sources.follow(notes, [SOURCE])
+    await sources.follow(notes, [])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'text')")
+    assert await messages(notes) == []
+    with pytest.raises(errors.TaskInvalid):
+        await index.index_rows(notes, "default", "public.notes", ["1"])
+
+
+async def test_the_specifications_tables_are_followed_where_they_exist(database: Database) -> None:
+    await database.execute(
+        'CREATE TABLE public.vector_documents (id uuid PRIMARY KEY, "content" text, tenant text)'
+    )
+    await database.execute("CREATE TABLE public.code_vectors (id bigint, embedding real[])")
+    await sources.follow(database, [])
+    id = "6b1f7f0e-8a0e-4d6e-9d0a-0a3a4d8f7a11"
+    await database.execute("INSERT INTO public.vector_documents VALUES (%s, 'text', 'acme')", (id,))
+    assert await drain(database) == [[id]]
+    assert await documents(database, "acme") == {f"public.vector_documents/{id}": "text"}
+
+
+async def test_odd_names_are_quoted(database: Database) -> None:
+    await database.execute('CREATE TABLE public."Odd ""name" ("Id $1" text PRIMARY KEY, "the text" text)')
+    source = sources.Source('public."Odd ""name"', "Id $1", "the text")
+    await sources.follow(database, [source])
+    await database.execute('INSERT INTO public."Odd ""name" VALUES (%s, %s)', ("o'ne", "text"))
+    assert await drain(database) == [["o'ne"]]
+    assert await documents(database) == {f"{source.table}/o'ne": "text"}
+
+
+@pytest.mark.parametrize("text", ["notes", "public.notes:id", "a:b:c:d:e", "public.notes::body"])
+def test_a_setting_that_does_not_read_is_refused(text: str) -> None:
+    with pytest.raises(errors.InvalidSetting):
+        sources.parse(text)
+
+
+@pytest.mark.parametrize("source", [("public.none", "id", "body"), ("public.notes", "id", "nothing"), ("public.notes", "id", "body", "x")])  # fmt: skip
+async def test_a_table_or_column_that_is_not_there_is_refused(
+    notes: Database, source: tuple[str, ...]
+) -> None:
+    with pytest.raises(errors.InvalidSetting, match="there is no"):
+        await sources.follow(notes, [sources.Source(*source)])
