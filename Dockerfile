@@ -5,7 +5,9 @@
 ARG BASE=python:3.13-slim-trixie
 
 FROM ${BASE} AS build
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/opt/cogo UV_PYTHON_PREFERENCE=only-system
+# The image's own certificates, so that a base with a company's proxy in it builds as well.
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PROJECT_ENVIRONMENT=/opt/cogo UV_PYTHON_PREFERENCE=only-system \
+    UV_SYSTEM_CERTS=1
 WORKDIR /src
 RUN python3 -m venv /opt/uv && /opt/uv/bin/python -m pip install --no-cache-dir 'uv>=0.9,<1'
 # The dependencies make a layer of their own: a change of the code does not install them again.
@@ -24,8 +26,12 @@ ENV PATH=/opt/cogo/bin:$PATH PYTHONUNBUFFERED=1 COGO_DATA_DIR=/var/lib/cogo COGO
     COGO_CONFIG=/etc/cogo/plugins.toml
 COPY --from=build /opt/cogo /opt/cogo
 COPY plugins.toml /etc/cogo/plugins.toml
-# The data home, for trying it out on the embedded Postgres: owned by the account that runs.
-RUN ["python3", "-c", "import os; os.makedirs('/var/lib/cogo', 0o700); os.chown('/var/lib/cogo', 10001, 10001)"]
+# The account that runs (initdb looks its name up; a minimal base has no useradd), and its data home for
+# trying COGO out on the embedded Postgres.
+RUN ["python3", "-c", "import os; \
+open('/etc/passwd', 'a').write('cogo:x:10001:10001::/var/lib/cogo:/usr/sbin/nologin\\n'); \
+open('/etc/group', 'a').write('cogo:x:10001:\\n'); \
+os.makedirs('/var/lib/cogo', 0o700); os.chown('/var/lib/cogo', 10001, 10001)"]
 WORKDIR /var/lib/cogo
 USER 10001:10001
 EXPOSE 3100

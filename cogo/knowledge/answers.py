@@ -22,8 +22,10 @@ FOUND_FROM = 0.4
 """Confidence below which nothing counts as found. Measured (docs/adr/0005): general-knowledge questions
 reach 0.2 in a foreign repository, a person's questions about its own subject 0.45 and more."""
 STATEMENTS = 3
+RERANKED = 20
+"""Hits among which the answer is looked for."""
 NEAR = 0.6
-"""Hits count as answers from this share of the best one's score."""
+"""Hits count as answers from this share of the best one's weight."""
 QUOTE_MAX = 500
 SIGNATURE_MAX, TEXT_MAX = 160, 300
 SIGNATURE_LINES = 30
@@ -72,12 +74,14 @@ class Answer(msgspec.Struct):
 async def answer(db: Database, tenant: str, question: str, *, repo: str | None = None, k: int = 6) -> Answer:
     """Answer from the index of one repository, or of all of the tenant's. Raises NotFound, Invalid."""
     asked = essence(question)
-    (hits,) = await search.search(db, tenant, [asked], k, search.Scope(repo=repo))
+    (found,) = await search.search(db, tenant, [asked], max(k, RERANKED), search.Scope(repo=repo))
+    # One span must answer: of two with the same score the one that has more of the question's words.
+    hits = sorted(found, key=_weight, reverse=True)[:k]
     terms = sorted(set(tokens.terms(asked)))
     confidence = round(max((_confidence(hit, len(terms)) for hit in hits), default=0.0), 2)
     if confidence < FOUND_FROM:
         return Answer(found=False, answer="not found", mode="extractive", confidence=confidence, citations=[])
-    best = _distinct(hit for hit in hits if hit.score >= NEAR * hits[0].score)[:STATEMENTS]
+    best = _distinct(hit for hit in hits if _weight(hit) >= NEAR * _weight(hits[0]))[:STATEMENTS]
     ids = await search.repo_ids(db, tenant, repo)
     weights = await search.idf(db, ids, terms)
     facts = await _facts(db, tenant, best)
@@ -92,6 +96,10 @@ async def answer(db: Database, tenant: str, question: str, *, repo: str | None =
     return Answer(
         found=True, answer="\n".join(lines), mode="extractive", confidence=confidence, citations=citations
     )
+
+
+def _weight(hit: search.Hit) -> float:
+    return hit.score * hit.coverage
 
 
 def _confidence(hit: search.Hit, words: int) -> float:
