@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -49,10 +50,16 @@ async def connect(dsn: str | None = None, *, settings: Settings | None = None) -
     db = Database(found, application=application, pool_max=settings.pool_max)
     await db.open()
     try:
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(listener.run)
-            yield Bus(db, listener)
+            try:
+                yield Bus(db, listener)
+            except Exception as error:  # noqa: BLE001 (raised again below: the group would wrap it)
+                failure = error
             tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
     finally:
         with anyio.CancelScope(shield=True):
             await db.close()
@@ -67,6 +74,8 @@ class SyncBus:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self._bus, name)
+        if not inspect.iscoroutinefunction(method):
+            raise AttributeError(f"{name} needs an event loop: use cogo.connect()")
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return self._portal.call(lambda: method(*args, **kwargs))

@@ -83,11 +83,12 @@ async def demo(path: Path, *, keep: bool, tenant: str, as_json: bool) -> int:
         client = client_of(settings, started.server, tenant)
         if not as_json and started.process is not None:
             note(f"started `cogo serve` (pid {started.process.pid}, log {started.log})")
-        with progress(f"Indexing {folder.name}", quiet=as_json) as update:
-            indexed, traces = await work.index_folder(bus, folder, tenant=tenant, update=update)
+        name = await work.repo_name(bus, folder, tenant)
+        with progress(f"Indexing {name}", quiet=as_json) as update:
+            indexed, traces = await work.index_folder(bus, folder, name, tenant=tenant, update=update)
         with progress("Asking", quiet=as_json) as update:
             questions = pick_questions(folder)
-            asked = [each async for each in ask_all(client, questions, folder.name, tenant, update)]
+            asked = [each async for each in ask_all(client, questions, name, tenant, update)]
         traces += [each.trace_id for each in asked if each.trace_id]
         events = await work.patient(partial(bus.db.fetch, EVENTS, (traces,)))
         summary = (await work.patient(partial(client.get, "/api/metrics/summary"))).json()

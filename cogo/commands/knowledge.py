@@ -24,8 +24,9 @@ ASK_LANES = ("orchestrator/decide", "orchestrator/execute", "gateway/chat")
 
 @command(example="cogo index .\ncogo index ~/src/project --json")
 @click.argument("path", default=".", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--name", help="What to call it (the folder's name).")
 @tenant_option
-async def index(path: Path, *, tenant: str, as_json: bool) -> None:
+async def index(path: Path, *, name: str | None, tenant: str, as_json: bool) -> None:
     """Index a repository through the bus.
 
     Its documents and code go to rag/embed, its import graph to kg/build; indexing it again only looks at
@@ -36,10 +37,11 @@ async def index(path: Path, *, tenant: str, as_json: bool) -> None:
     folder = path.resolve()
     async with cogo.connect() as bus:
         await work.need_lanes(bus, tuple(work.LANES.values()))
-        with progress(f"Indexing {folder.name}", quiet=as_json) as update:
-            indexed, _ = await work.index_folder(bus, folder, tenant=tenant, update=update)
+        repo = name or await work.repo_name(bus, folder, tenant)
+        with progress(f"Indexing {repo}", quiet=as_json) as update:
+            indexed, _ = await work.index_folder(bus, folder, repo, tenant=tenant, update=update)
     if as_json:
-        emit({"repo": folder.name, "path": str(folder), **work.as_dict(indexed)})
+        emit({"repo": repo, "path": str(folder), **work.as_dict(indexed)})
     else:
         say(
             f"{indexed.files} files, {indexed.chunks} spans, {indexed.nodes} nodes, {indexed.edges} edges "
@@ -79,10 +81,10 @@ async def ask(
     """
     import cogo
 
-    name = repo or (path.resolve().name if path else None)
-    task = {"intent": "chat", "payload": {"question": question, "repo": name, "k": k}}
     async with cogo.connect() as bus:
         await work.need_lanes(bus, ASK_LANES)
+        name = repo or (await work.repo_name(bus, path.resolve(), tenant) if path else None)
+        task = {"intent": "chat", "payload": {"question": question, "repo": name, "k": k}}
         sent = await bus.enqueue(f"orchestrator/decide/0@{tenant}", task)
         if stream and not as_json:
             await print_stream(bus, sent, wait_s)

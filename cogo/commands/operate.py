@@ -179,9 +179,10 @@ async def migrate(*, as_json: bool) -> None:
     """
     from cogo.commands.local import database_dsn
     from cogo.core.migrate import apply
+    from cogo.core.registry import Registry
 
     settings = loaded().settings
-    done = await apply(database_dsn(settings))
+    done = await apply(database_dsn(settings), Registry.load(settings).migrations())
     if as_json:
         emit({"applied": done})
     else:

@@ -66,8 +66,14 @@ SELECT current_setting('server_version') AS version, pg_is_in_recovery() AS stan
 ORPHAN_LANES = """
 SELECT m.service || '/' || m.role || '/' || m.shard AS lane, count(*) AS queued,
   (extract(epoch FROM cogo.now() - min(m.created_at)) * 1000)::float8 AS oldest_ms
-FROM public.agent_messages m
-WHERE m.status = 'queued' AND NOT EXISTS (
+FROM (  -- the two predicates of the partial indexes: `queued` alone would read every done row
+  (SELECT service, role, shard, created_at FROM public.agent_messages
+   WHERE status = 'queued' AND retry_at IS NULL LIMIT 100000)
+  UNION ALL
+  (SELECT service, role, shard, created_at FROM public.agent_messages
+   WHERE status = 'queued' AND retry_at IS NOT NULL LIMIT 100000)
+) m
+WHERE NOT EXISTS (
   SELECT 1 FROM cogo.bus_holders h WHERE h.lease_until > cogo.now()
     AND m.service || '/' || m.role || '/' || m.shard = ANY (h.lanes))
 GROUP BY 1 ORDER BY 2 DESC LIMIT 20

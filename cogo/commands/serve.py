@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -53,7 +54,10 @@ async def serve(
     loaded = load(flags=flags, file=config)
     telemetry.configure(loaded.settings.log_level, as_json=as_json)
 
+    started: list[Runtime] = []
+
     def announce(runtime: Runtime) -> None:
+        started.append(runtime)
         facts = self_portrait(runtime)
         for line in portrait_lines(facts):
             telemetry.log.info(line)
@@ -61,6 +65,11 @@ async def serve(
             emit(facts)
 
     await cogo.serve(loaded=loaded, migrate=migrate, signals=True, ready=announce)
+    if started and (stuck := started[0].abandoned_threads):
+        # The interpreter would wait for them, perhaps for ever; their messages were given back.
+        telemetry.log.warning(telemetry.line("process.abandons", threads=stuck))
+        logging.shutdown()
+        os._exit(0)
 
 
 def self_portrait(runtime: Runtime) -> dict[str, Any]:

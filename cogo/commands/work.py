@@ -6,6 +6,7 @@ sending it again is harmless.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -47,6 +48,7 @@ WITH RECURSIVE hops AS (
 )
 SELECT id, status, service || '/' || role AS lane FROM hops ORDER BY depth DESC LIMIT 1
 """
+REPO_NAMES = "SELECT name, root FROM cogo.kb_repos WHERE tenant = %s AND (root = %s OR name = %s)"
 ARTIFACT = "SELECT body FROM cogo.artifacts WHERE digest = %s LIMIT 1"
 LIVE_LANES = """
 SELECT DISTINCT split_part(lane, '/', 1) || '/' || split_part(lane, '/', 2) AS lane
@@ -99,7 +101,19 @@ def repository_root(path: Path) -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
 
 
-async def index_folder(bus: Bus, folder: Path, *, tenant: str, update: Update) -> tuple[Indexed, list[str]]:
+async def repo_name(bus: Bus, folder: Path, tenant: str) -> str:
+    """The name that a folder is indexed under: its own, with a digest when another folder has that one."""
+    rows = await patient(partial(bus.db.fetch, REPO_NAMES, (tenant, str(folder), folder.name)))
+    names = {row["name"]: row["root"] for row in rows}
+    same = next((name for name, root in names.items() if root == str(folder)), None)
+    taken = folder.name in names and Path(names[folder.name] or "/").is_dir()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:6]
+    return same or (f"{folder.name}-{digest}" if taken else folder.name)
+
+
+async def index_folder(
+    bus: Bus, folder: Path, name: str, *, tenant: str, update: Update
+) -> tuple[Indexed, list[str]]:
     """Send a folder to rag/embed and kg/build and wait until all messages of both traces have ended.
 
     Returns the totals and the trace ids. Raises WorkFailed when one of the messages did not end as done.
@@ -107,19 +121,19 @@ async def index_folder(bus: Bus, folder: Path, *, tenant: str, update: Update) -
     from cogo.core.telemetry import new_traceparent, trace_id
 
     began, run = time.monotonic(), secrets.token_hex(8)
-    task = {"root": str(folder), "repo": folder.name}
+    task = {"root": str(folder), "repo": name}
     ids: dict[str, int] = {}
     trace_ids: list[str] = []
-    for name, lane in LANES.items():
+    for work, lane in LANES.items():
         trace = new_traceparent()
         trace_ids.append(str(trace_id(trace)))
-        options = {"idempotency_key": f"index-{run}-{name}", "traceparent": trace}
+        options = {"idempotency_key": f"index-{run}-{work}", "traceparent": trace}
         send = partial(bus.enqueue, f"{lane}/0@{tenant}", task, **options)
-        ids[name] = await patient(send, on_wait=lambda text: update(0, 0, text))
+        ids[work] = await patient(send, on_wait=lambda text: update(0, 0, text))
     await until_ended(bus, trace_ids, update)
     elapsed_ms = round((time.monotonic() - began) * 1000, 1)
     graph = await whole_value(bus, await patient(partial(bus.peek, ids["kg"])))
-    return await totals(bus, folder.name, tenant, graph, elapsed_ms), trace_ids
+    return await totals(bus, name, tenant, graph, elapsed_ms), trace_ids
 
 
 async def totals(bus: Bus, repo: str, tenant: str, graph: dict[str, Any], elapsed_ms: float) -> Indexed:

@@ -202,6 +202,9 @@ def stopped(running: Running) -> Outcome | None:
     if running.why in {"cancelled", "claim_lost"}:
         telemetry.log.info(telemetry.line(f"message.{running.why}", id=ctx.message_id, key=ctx.key))
         return None
+    if running.why == "lease":
+        # Counted, as the reclaimer would: a handler that blocks the loop loses the lease each time.
+        return ctx.outcome("retry", error=ClaimLost("the lease of this process ran out").line(), retry_ms=0)
     if running.why is not None:
         return ctx.outcome("released")
     if ctx.expires is not None and ctx.deadline is not None and ctx.expires <= ctx.deadline:

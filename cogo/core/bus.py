@@ -340,7 +340,9 @@ class Bus:
 
     async def chunks(self, id: int, after: int = 0, timeout_s: float = 600.0) -> AsyncIterator[Chunk]:
         """Progress of a message after number `after`, as it comes, until it has ended."""
-        sql = "SELECT n, kind, data FROM cogo.message_chunks WHERE message_id = %s AND n > %s ORDER BY n LIMIT 500"
+        sql = """SELECT n, kind, data FROM cogo.message_chunks
+                 WHERE message_id = (SELECT coalesce(root_id, id) FROM public.agent_messages WHERE id = %s)
+                   AND n > %s ORDER BY n LIMIT 500"""
         end = time.monotonic() + timeout_s
         async with self.watching(id, timeout_s) as changed:
             while True:  # no cancel scope here: it would cancel the reader's own code between two yields

@@ -9,7 +9,8 @@ was not notified).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -55,6 +56,8 @@ class Desk:
         self.timeout_ms = timeout_ms
         self.running: dict[int, Running] = {}
         """By fence: a message that was reclaimed may be back here while its old handler still ends."""
+        self._claims: list[float] = []
+        """When each claim that is under way was sent (monotonic seconds)."""
         self._suspect_until = 0.0
         self._recover_at = 0.0
         listener.on_cancel(self.cancel)
@@ -81,6 +84,16 @@ class Desk:
         """True for a while after a claim broke off: it may have committed, and nobody here knows of it."""
         return time.monotonic() < self._suspect_until
 
+    @contextmanager
+    def claiming(self) -> Iterator[None]:
+        """Around each claim, until its messages are known here."""
+        sent = time.monotonic()
+        self._claims.append(sent)
+        try:
+            yield
+        finally:
+            self._claims.remove(sent)
+
     def suspect(self) -> None:
         self._suspect_until = time.monotonic() + SUSPECT_S
 
@@ -90,7 +103,9 @@ class Desk:
             return
         self._recover_at = time.monotonic() + RECOVER_EVERY_S
         known = [*self.running, *self.finisher.unwritten]
-        older_ms = int(RECOVER_EVERY_S * 1000)
+        # A claim whose answer is still on its way is not lost: only what is older than all of those.
+        waited_s = time.monotonic() - min(self._claims, default=time.monotonic())
+        older_ms = int((waited_s + RECOVER_EVERY_S) * 1000)
         count = await self.bus.give_back(self.lease.holder, self.lease.epoch, known, older_ms)
         if count:
             telemetry.log.warning(
@@ -123,6 +138,11 @@ class Consumer:
         for lane in self.lanes:
             desk.listener.on_lane(lane, self._wake)
         desk.listener.on_connect(self._forget_sleep)
+
+    @property
+    def abandoned(self) -> int:
+        """Threads that still run though their attempt is over: they can't be interrupted."""
+        return len(self._abandoned)
 
     def stop_claiming(self) -> None:
         """Let `run` return when the handlers that are at work have ended."""
@@ -178,9 +198,14 @@ class Consumer:
         for lane in self.lanes:
             if got == asked:
                 break
-            messages, due_s = await self._desk.bus.claim(
-                lane, asked - got, holder=lease.holder, epoch=lease.epoch, timeout_ms=self._desk.timeout_ms
-            )
+            with self._desk.claiming():
+                messages, due_s = await self._desk.bus.claim(
+                    lane,
+                    asked - got,
+                    holder=lease.holder,
+                    epoch=lease.epoch,
+                    timeout_ms=self._desk.timeout_ms,
+                )
             for message in messages:
                 self.free -= 1
                 handlers.start_soon(self._process, message)

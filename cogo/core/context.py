@@ -154,12 +154,12 @@ class Context:
         """Draw from the request's budget before a model call, over all its hops and attempts.
 
         Raises BudgetExceeded when it would be overdrawn (nothing is drawn then), ModelDenied when
-        the assignment names another model.
+        the assignment names a model and `model` is not that one.
         """
         if not (0 <= cost_usd < float("inf") and tokens >= 0):
             raise Invalid("cost_usd and tokens are what a call uses: zero or more")
         allowed = self.assignment.model if self.assignment else None
-        if model and allowed and model != allowed:
+        if allowed and model != allowed:
             raise ModelDenied(f"the assignment allows {allowed!r}, the handler asked for {model!r}")
         drawn = await self._bus.draw(self.root_id, cost_usd, tokens)
         if drawn is None and self.assignment is not None:
@@ -224,6 +224,7 @@ class Context:
             tx = Transaction(conn, self)
             yield tx
             if tx.ending is not None:
+                await self.flush()  # after the finish the fence is 0, and progress would be refused
                 accepted = await self._bus.finish([await self._ended(tx.ending, conn)], conn)
                 if self.message.id not in accepted:
                     raise ClaimLost
@@ -268,6 +269,15 @@ class Context:
     def child(self, to: Delegate) -> FollowUp:
         return self.follow_up(to.to, to.payload, priority=to.priority, ttl_ms=to.ttl_ms, delegate=True)
 
+    def assigned(self, payload: Any) -> Any:
+        """The payload under this request's assignment: its limits hold over all hops."""
+        if self.assignment is None:
+            return payload
+        fields = msgspec.to_builtins(payload)
+        if not isinstance(fields, dict) or "__assignment" in fields:
+            return payload
+        return {**fields, "__assignment": msgspec.to_builtins(self.assignment)}
+
     def follow_up(
         self, to: str, payload: Any, *, key: str | None = None, priority: int = 2,
         ttl_ms: int | None = None, delegate: bool = False,
@@ -275,6 +285,7 @@ class Context:
         """Checked now, so that the handler's line is what fails, and not the whole finish."""
         lane = self.routed(to)
         check_options(priority, ttl_ms)
+        payload = self.assigned(payload)
         return FollowUp(
             service=lane.service, role=lane.role, shard=lane.shard, tenant=lane.tenant,
             payload=msgspec.Raw(encode_jsonb(payload).encode()), key=check_key(key), priority=priority,

@@ -46,6 +46,7 @@ from .settings import Settings, make_data_home
 from .watchdog import Watchdog
 
 HOT_CONNECTIONS = 3
+LISTENING_S = 5.0
 RESTARTS = 20
 RESTART_WINDOW_S = 60.0
 FORCED_END_S = 5.0
@@ -78,6 +79,8 @@ class Runtime:
         self.started_at = datetime.now(UTC)
         self.stop = anyio.Event()
         self.lanes: list[Lane] = []
+        self.abandoned_threads = 0
+        """After the drain: threads that would keep the interpreter from ending."""
         self.watchdog = _watchdog(registry.plugins.values())
         self.db = Database(dsn, application=self.application, pool_max=settings.pool_max)
         self.hot = Database(
@@ -210,9 +213,13 @@ async def _connect(runtime: Runtime, infra: TaskGroup) -> None:
     await runtime.lease.register()
     if runtime.lanes:
         await runtime.bus.warm_up(HOT_CONNECTIONS)
+    listening = anyio.Event()
+    runtime.listener.on_connect(listening.set)
     infra.start_soon(runtime.listener.run)
     infra.start_soon(runtime.lease.run)
     infra.start_soon(runtime.watchdog.beat)
+    with anyio.move_on_after(LISTENING_S):  # who reads servers/<pid>.json may ask /readyz at once
+        await listening.wait()
 
 
 async def _publish_lanes(db: Database, roles: Sequence[Role]) -> None:
@@ -267,6 +274,7 @@ async def _work(runtime: Runtime, services: Sequence[Service], ready: Callable[[
                 for consumer in consumers:
                     consumer.stop_claiming()  # each ends when its handlers have
                 loops.start_soon(_end_grace, desk, busy, settings.grace_s)
+            runtime.abandoned_threads = sum(consumer.abandoned for consumer in consumers)
             loops.cancel_scope.cancel()
             finisher.close(within_s=FORCED_END_S)
 

@@ -18,12 +18,14 @@ from .errors import BusUnavailable
 
 if TYPE_CHECKING:
     from .bus import Bus
+    from .db import Connection
     from .runtime import Runtime
     from .settings import Settings
 
 RECLAIM_EVERY_S = 1.0
 RECLAIM_BATCH = 1_000
 ROLL_UP_EVERY = 10
+ROLL_UP_BATCH = 20_000
 RETAIN_EVERY_S = 3_600.0
 RETAIN_BATCH = 5_000
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
@@ -45,8 +47,15 @@ async def reclaim_once(bus: Bus, settings: Settings, *, roll_up: bool = False) -
         expired = await (await conn.execute("SELECT cogo.expire(%s) AS n", (RECLAIM_BATCH,))).fetchone()
         moved = len(rows) + (expired["n"] if expired else 0)
         if roll_up:
-            await conn.execute("SELECT cogo.roll_up()")
+            await _roll_up(conn)
     return moved + int(await bus.db.fetch_value("SELECT cogo.cascade_cancels()"))
+
+
+async def _roll_up(conn: Connection) -> None:
+    moved = ROLL_UP_BATCH
+    while moved >= ROLL_UP_BATCH:  # a full batch: there is more, or it would grow for ever
+        row = await (await conn.execute("SELECT cogo.roll_up(%s) AS n", (ROLL_UP_BATCH,))).fetchone()
+        moved = row["n"] if row else 0
 
 
 async def reclaim(runtime: Runtime) -> None:

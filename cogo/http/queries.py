@@ -72,7 +72,8 @@ MESSAGES = Paged(newest=NEWEST, oldest=OLDEST, page=PAGE)
 
 CHUNKS = """
 SELECT n, kind, data::text AS data FROM cogo.message_chunks
-WHERE message_id = %(id)s AND n > %(after)s ORDER BY n LIMIT 200
+WHERE message_id = (SELECT coalesce(root_id, id) FROM public.agent_messages WHERE id = %(id)s)
+  AND n > %(after)s ORDER BY n LIMIT 200
 """
 
 ARTIFACT = """

@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 K1, B = 1.6, 0.75
 PIVOT = {"section": 90.0}
 PIVOT_CODE = 50.0
-NAME_WEIGHT, PATH_WEIGHT = 3, 2
+# How often the words of a name count as if they stood in the text: a symbol's own name, what it lies in,
+# and the path.
+NAME_WEIGHT, PARENT_WEIGHT, PATH_WEIGHT = 6, 3, 2
+TITLE_WEIGHT = 3
 # What a span is worth besides its words. The head of a module lists many names and says little about
 # one; __repr__ and its kin are short and full of the class's name; a test says all the words of what it
 # tests, but isn't where it is done.
@@ -82,15 +85,18 @@ Load = Callable[[Any], Awaitable[scan.Read | None]]
 
 
 async def open_repo(db: Database, tenant: str, name: str, root: str | None, *, move: bool = False) -> Repo:
-    """The repository of that name, made if it is new; `move` gives it another root.
+    """The repository of that name, made if it is new; `move` gives it another root if its own is gone.
 
-    Raises TaskInvalid when the name has come to mean another folder.
+    Raises TaskInvalid when the name means another folder: its files would replace the other's.
     """
     found = await db.fetch_one(queries.REPO, (tenant, name))
-    if found is None or (move and found["root"] != root):
+    if found is None or (
+        move and found["root"] != root and not await anyio.Path(found["root"] or "/").is_dir()
+    ):
         found = await db.fetch_one(queries.KEEP_REPO, (tenant, name, root))
     if found is None or found["root"] != root:
-        raise errors.TaskInvalid(f"{name!r} is indexed from another folder now - at `$.root`")
+        folder = found["root"] if found else "nowhere"
+        raise errors.TaskInvalid(f"{name!r} is indexed from {folder}; give another `repo` - at `$.repo`")
     return Repo(found["id"], found["root"])
 
 
@@ -124,7 +130,8 @@ def _compare(root: Path, known: dict[str, bytes]) -> Plan:
 async def index_paths(db: Database, repo: Repo, root: Path, paths: Sequence[str]) -> Report:
     """Index these files below the root as they are now; those that are gone leave the index.
 
-    A file that fails is named in the report and doesn't stop the others. Raises BusUnavailable.
+    A file that fails doesn't stop the others. Raises BusUnavailable, and HandlerFailed at the end when
+    files failed, so that the message is tried again and finally counts as failed, with their names.
     """
     report = Report()
     skipped: Counter[str] = Counter()
@@ -146,6 +153,9 @@ async def index_paths(db: Database, repo: Repo, root: Path, paths: Sequence[str]
         report.removed += put == "removed"
         skipped.update(why or (["unchanged"] if put == "unchanged" else []))
     report.skipped = dict(skipped)
+    if report.errors:
+        names = "; ".join(f"{path}: {error}" for path, error in report.errors.items())
+        raise errors.HandlerFailed(f"{len(report.errors)} of {len(paths)} files failed: {names}"[:1_500])
     return report
 
 
@@ -213,8 +223,7 @@ def _postings(path: str, chunks: Sequence[chunking.Chunk]) -> dict[str, tuple[li
     place = tokens.terms(str(PurePosixPath(path).with_suffix("")))
     of_file = (K1 + 1) * (PRIOR_TEST if _TEST.search(path) else 1.0)
     for ord, chunk in enumerate(chunks):
-        names = tokens.terms(chunk.qualname)
-        counts = Counter(tokens.terms(chunk.text) + names * NAME_WEIGHT + place * PATH_WEIGHT)
+        counts = Counter(tokens.terms(chunk.text) + _names(chunk) + place * PATH_WEIGHT)
         length = 1 - B + B * counts.total() / PIVOT.get(chunk.kind, PIVOT_CODE)
         prior = of_file * (PRIOR_MODULE if chunk.kind == "module" else 1.0)
         prior *= PRIOR_DUNDER if _DUNDER.search(chunk.qualname) else 1.0
@@ -223,6 +232,14 @@ def _postings(path: str, chunks: Sequence[chunking.Chunk]) -> dict[str, tuple[li
             ords.append(ord)
             weights.append(round(prior * n / (n + K1 * length), 5))
     return found
+
+
+def _names(chunk: chunking.Chunk) -> list[str]:
+    """The words of what the chunk is called, as often as they count."""
+    if chunk.kind == "section":
+        return tokens.terms(chunk.qualname) * TITLE_WEIGHT
+    parent, _, own = chunk.qualname.rpartition(".")
+    return tokens.terms(own) * NAME_WEIGHT + tokens.terms(parent) * PARENT_WEIGHT
 
 
 # -- rows of a table --------------------------------------------------------------------------

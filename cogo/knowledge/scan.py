@@ -6,6 +6,7 @@ environments and build output. A path never leads out of the folder: not by `..`
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 import stat
@@ -30,6 +31,15 @@ _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules", "venv", "site-packa
 # Build output, unless it is a Python package that happens to have the name.
 _BUILD_FOLDERS = frozenset({"build", "dist", "target", "out", "htmlcov"})
 _GENERATED = (".lock", ".map", ".min.js", ".min.css", ".svg", ".csv", ".tsv", ".po", ".ipynb")
+# What usually holds keys and passwords: an answer could quote it to whoever asks. Examples of such files
+# are meant to be read.
+_SECRET = (
+    ".env", ".env.*", "*.env", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "id_rsa*",
+    "id_dsa*", "id_ecdsa*", "id_ed25519*", ".netrc", "_netrc", ".npmrc", ".pypirc", ".pgpass", ".htpasswd",
+    ".git-credentials", "credentials", "credentials.json", "secrets.json", "secrets.y*ml", "secrets.toml",
+    "*.tfstate", "*.tfvars", "service-account*.json",
+)  # fmt: skip
+_EXAMPLES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
 _GENERATED_NAMES = frozenset({"package-lock.json", "pnpm-lock.yaml", "npm-shrinkwrap.json", "go.sum"})
 
 
@@ -164,8 +174,14 @@ def read_text(data: bytes) -> Read:
         return Read(digest, text, f"not UTF-8 at byte {error.start}: replaced by U+FFFD")
 
 
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in patterns)
+
+
 def _bytes(root: Path, path: str, size_max: int) -> bytes:
     name = PurePosixPath(path).name
+    if _matches(name, _SECRET) and not _matches(name, _EXAMPLES):
+        raise Skip("may hold secrets")
     if name in _GENERATED_NAMES or name.endswith(_GENERATED):
         raise Skip("generated")
     full = _below(root, path)

@@ -33,14 +33,21 @@ class Execute(msgspec.Struct, frozen=True):
     decision_id: int | None = None
 
 
-async def execute(task: Execute, ctx: Context) -> Delegate:
-    """Bound the assignment by policy and let the target answer for this message."""
+HOLD = "SELECT cogo.hold(%s, %s, %s::numeric, %s)"
+
+
+async def execute(task: Execute, ctx: Context) -> None:
+    """Bound the assignment by policy, open its budget, and let the target answer for this message."""
     if ASSIGNMENT in task.payload:
         raise Reject("the task already carries an assignment", code=errors.AssignmentForbidden.code)
     assignment = bounded(task.assignment, ctx.settings or ExecutorSettings())
     envelope = msgspec.to_builtins(assignment)
     ctx.event("execute_enqueued", to=task.to, decision_id=task.decision_id, assignment=envelope)
-    return Delegate(to=task.to, payload={**task.payload, ASSIGNMENT: envelope}, ttl_ms=assignment.ttl_ms)
+    budget = assignment.budget
+    async with ctx.transaction() as tx:
+        await tx.fetch(HOLD, (ctx.root_id, ctx.key.tenant, budget.maxCostUsd, budget.maxTokens))
+        payload = {**task.payload, ASSIGNMENT: envelope}
+        tx.delegate(Delegate(to=task.to, payload=payload, ttl_ms=assignment.ttl_ms))
 
 
 def bounded(asked: Assignment, policy: ExecutorSettings) -> Assignment:

@@ -77,4 +77,5 @@ def cogo_settings() -> type[RagEmbedSettings]:
 @hookimpl
 def cogo_role() -> Role:
     """Consumes rag/embed; two at a time, since cutting and weighing take CPU."""
-    return Role("rag", "embed", handle=embed, concurrency=2, events="embed", intents=("index", "embed"))
+    return Role("rag", "embed", handle=embed, concurrency=2, events="embed",
+                intents=("index", "embed"), timeout_s=900)  # fmt: skip

@@ -124,13 +124,17 @@ $$;
 -- makes writers of one message take turns, and the next statement sees what the one before wrote.
 CREATE OR REPLACE FUNCTION cogo.add_chunks(p_id bigint, p_fence bigint, p_kinds text[], p_datas text[])
 RETURNS boolean LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+DECLARE v_root bigint;
 BEGIN
-  PERFORM FROM public.agent_messages m WHERE m.id = p_id AND m.fence = p_fence AND p_fence > 0 FOR NO KEY UPDATE;
+  SELECT coalesce(m.root_id, m.id) INTO v_root FROM public.agent_messages m
+  WHERE m.id = p_id AND m.fence = p_fence AND p_fence > 0 FOR NO KEY UPDATE;
   IF NOT FOUND THEN RETURN false; END IF;
+  -- They belong to the root: that is the id which the client was given and follows.
+  PERFORM FROM public.agent_messages m WHERE m.id = v_root AND v_root <> p_id FOR NO KEY UPDATE;
   INSERT INTO cogo.message_chunks (message_id, n, kind, data)
-  SELECT p_id, (SELECT coalesce(max(k.n), 0) FROM cogo.message_chunks k WHERE k.message_id = p_id) + c.i,
+  SELECT v_root, (SELECT coalesce(max(k.n), 0) FROM cogo.message_chunks k WHERE k.message_id = v_root) + c.i,
          c.kind, c.data::jsonb
   FROM unnest(p_kinds, p_datas) WITH ORDINALITY AS c(kind, data, i);
-  PERFORM cogo.wake_waiters(ARRAY[p_id]);
+  PERFORM cogo.wake_waiters(ARRAY[p_id, v_root]);
   RETURN true;
 END $$;

@@ -54,18 +54,20 @@ BEGIN
 END $$;
 
 -- Move counters into their minutes; readers add both tables, so nothing is ever counted twice.
-CREATE OR REPLACE FUNCTION cogo.roll_up() RETURNS bigint
+-- Returns how many counters it moved: with p_limit there may be more.
+CREATE OR REPLACE FUNCTION cogo.roll_up(p_limit integer DEFAULT 20000) RETURNS bigint
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
 DECLARE v_n bigint;
 BEGIN
   WITH moved AS (
-    DELETE FROM cogo.bus_stats WHERE id IN (SELECT s.id FROM cogo.bus_stats s ORDER BY s.id LIMIT 20000) RETURNING *
+    DELETE FROM cogo.bus_stats WHERE id IN (SELECT s.id FROM cogo.bus_stats s ORDER BY s.id LIMIT p_limit) RETURNING *
+  ), kept AS (
+    INSERT INTO cogo.bus_stats_minutes AS d (minute, service, role, tenant, status, pickup_b, total_b, n)
+    SELECT date_trunc('minute', at), service, role, tenant, status, pickup_b, total_b, sum(n)
+    FROM moved GROUP BY 1, 2, 3, 4, 5, 6, 7
+    ON CONFLICT (minute, service, role, tenant, status, pickup_b, total_b) DO UPDATE SET n = d.n + EXCLUDED.n
   )
-  INSERT INTO cogo.bus_stats_minutes AS d (minute, service, role, tenant, status, pickup_b, total_b, n)
-  SELECT date_trunc('minute', at), service, role, tenant, status, pickup_b, total_b, sum(n)
-  FROM moved GROUP BY 1, 2, 3, 4, 5, 6, 7
-  ON CONFLICT (minute, service, role, tenant, status, pickup_b, total_b) DO UPDATE SET n = d.n + EXCLUDED.n;
-  GET DIAGNOSTICS v_n = ROW_COUNT;
+  SELECT count(*) INTO v_n FROM moved;
   RETURN v_n;
 END $$;
 

@@ -49,6 +49,13 @@ DECLARE
   v_event text;
 BEGIN
   PERFORM pg_advisory_xact_lock(hashtextextended('kb_sources', 0));  -- two processes that start at once
+  -- Unchanged: leave at once. CREATE TRIGGER locks the user's table against its writers.
+  IF EXISTS (SELECT 1 FROM cogo.kb_sources s WHERE s.source = p_source AND (s.id_column, s.text_column)
+             = (p_id, p_text) AND s.tenant_column IS NOT DISTINCT FROM p_tenant)
+     AND (SELECT count(*) FROM pg_trigger t WHERE t.tgrelid = v_table AND t.tgname LIKE 'cogo\_source\_%') = 3 THEN
+    RETURN 0;
+  END IF;
+  PERFORM set_config('lock_timeout', '5s', true);
   FOREACH v_event IN ARRAY ARRAY['INSERT', 'UPDATE', 'DELETE'] LOOP
     EXECUTE format(
       'CREATE OR REPLACE TRIGGER %I AFTER %s ON %s REFERENCING %s FOR EACH STATEMENT'
@@ -58,10 +65,6 @@ BEGIN
                    ELSE 'OLD TABLE AS old_rows NEW TABLE AS new_rows' END,
       p_source, p_id, coalesce(p_tenant, ''));
   END LOOP;
-  IF EXISTS (SELECT 1 FROM cogo.kb_sources s WHERE s.source = p_source AND (s.id_column, s.text_column)
-             = (p_id, p_text) AND s.tenant_column IS NOT DISTINCT FROM p_tenant) THEN
-    RETURN 0;
-  END IF;
   INSERT INTO cogo.kb_sources (source, id_column, text_column, tenant_column)
   VALUES (p_source, p_id, p_text, p_tenant)
   ON CONFLICT (source) DO UPDATE SET id_column = excluded.id_column, text_column = excluded.text_column,

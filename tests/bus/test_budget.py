@@ -118,18 +118,19 @@ async def test_hops_and_attempts_share_what_the_root_may_spend(dsn: str, bus: Bu
     """The first attempt's spending counts for the second, and the child draws from the root's hold."""
 
     async def first(task: dict[str, Any], ctx: cogo.Context) -> cogo.Delegate:
-        await ctx.spend(cost_usd=0.04, tokens=40)
+        await ctx.spend(cost_usd=0.04, tokens=40, model="small")
         if ctx.attempt == 1:
             raise cogo.Retry("again", after=0)
         return cogo.Delegate(to="t/second", payload=task)
 
     async def second(task: dict[str, Any], ctx: cogo.Context) -> str:
         with pytest.raises(errors.BudgetExceeded, match="more than what is left"):
-            await ctx.spend(cost_usd=0.03)
+            await ctx.spend(cost_usd=0.03, model="small")
         await ctx.spend(cost_usd=0.02, tokens=20, model="small")
-        with pytest.raises(errors.ModelDenied):
-            await ctx.spend(model="large")
-        await ctx.spend(tokens=1)
+        for other in ("large", None):  # a call that names no model could be one to any
+            with pytest.raises(errors.ModelDenied):
+                await ctx.spend(model=other)
+        await ctx.spend(tokens=1, model="small")
         return "unreachable"
 
     roles = [cogo.Role("t", "first", handle=first), cogo.Role("t", "second", handle=second)]

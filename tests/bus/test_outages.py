@@ -197,19 +197,11 @@ async def test_dead_connections_are_replaced_together(dsn: str, bus: Bus) -> Non
                 tasks.start_soon(db.fetch, "SELECT pg_sleep(0.05)")
         kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'cogo:pool'"
         assert await bus.db.fetch_value(kill) == 6
-        answers: list[Any] = []
-
-        async def ask() -> None:
-            while True:
-                with suppress(BusUnavailable):  # its farewell had not arrived yet
-                    answers.append(await db.fetch_value("SELECT 1"))
-                    return
-
         with anyio.fail_after(5):
-            async with anyio.create_task_group() as tasks:
-                for _ in range(6):
-                    tasks.start_soon(ask)
-        assert answers == [1] * 6
+            while True:
+                with suppress(BusUnavailable):  # the first may be met before its farewell has arrived
+                    assert await db.fetch_value("SELECT 1") == 1
+                    break
     finally:
         await db.close()
 

@@ -124,8 +124,8 @@ BROKEN: dict[str, tuple[str, str]] = {
         "from cogo import Role, hookimpl\nasync def h(t, c): ...\n@hookimpl\ndef cogo_role():\n  return Role('Text', 'x', handle=h)",
         "'Text/x' is not a lane"),
     "a role that can't work": (
-        "from cogo import Role, hookimpl\nasync def h(t, c): ...\n@hookimpl\ndef cogo_role():\n"
-        "  return Role('text', 'x', handle=h, concurrency=0)", "concurrency"),
+        "from cogo import Role, hookimpl\nasync def h(t, c): ...\n@hookimpl\ndef cogo_role():\n  return Role('t', 'x', handle=h, concurrency=0)",
+        "concurrency"),
 }  # fmt: skip
 
 

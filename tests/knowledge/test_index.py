@@ -137,16 +137,46 @@ async def test_tenants_see_nothing_of_each_other(database: Database, tmp_path: P
     assert [r["tenant"] for r in await search.repos(database, ["other"])] == ["other"]
 
 
-async def test_a_name_that_moved_is_not_written_from_the_old_folder(
-    database: Database, tmp_path: Path
-) -> None:
-    """Two folders of one name: the later scan counts, batches of the earlier one are refused."""
+async def test_two_folders_of_one_name_do_not_replace_each_other(database: Database, tmp_path: Path) -> None:
     one, two = (
         write(tmp_path / "1/repo", {"a.py": "a = 1\n"}),
         write(tmp_path / "2/repo", {"b.py": "b = 1\n"}),
     )
     await index_all(database, one)
-    await index_all(database, two)
+    with pytest.raises(errors.TaskInvalid, match=r"another `repo` - at `\$\.repo`"):
+        await index_all(database, two)
+    assert {c["path"] for c in (await rows(database))["chunks"]} == {"a.py"}
+
+
+async def test_a_folder_that_moved_keeps_its_name(database: Database, tmp_path: Path) -> None:
+    """A scan from the new place counts; batches that still name the old one are refused."""
+    one = write(tmp_path / "1/repo", {"a.py": "a = 1\n", "b.py": "b = 1\n"})
+    await index_all(database, one)
+    (tmp_path / "2").mkdir()
+    two = one.rename(tmp_path / "2/repo")
+    (two / "a.py").unlink()
+    report = await index_all(database, two)
+    assert (report.files, report.removed) == (0, 1)
     assert {c["path"] for c in (await rows(database))["chunks"]} == {"b.py"}
-    with pytest.raises(errors.TaskInvalid, match="another folder"):
+    with pytest.raises(errors.TaskInvalid):
         await index.open_repo(database, "acme", "repo", str(one))
+
+
+async def test_a_file_that_fails_is_named_and_the_message_is_tried_again(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = write(tmp_path / "repo", {"a.py": "a = 1\n", "b.py": "b = 1\n"})
+    repo = await index.open_repo(database, "acme", "repo", str(root))
+    prepare = index.prepare
+
+    def fails_once(path: str, *args: object) -> index.Prepared:
+        if path == "a.py":
+            raise RuntimeError("no memory")
+        return prepare(path, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(index, "prepare", fails_once)
+    with pytest.raises(errors.HandlerFailed, match=r"1 of 2 files failed: a\.py: RuntimeError: no memory"):
+        await index.index_paths(database, repo, root, ["a.py", "b.py"])
+    monkeypatch.undo()
+    report = await index.index_paths(database, repo, root, ["a.py", "b.py"])
+    assert (report.files, report.skipped) == (1, {"unchanged": 1})

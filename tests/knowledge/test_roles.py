@@ -109,12 +109,12 @@ async def test_work_that_was_cut_off_is_done_again_without_duplicates(
 async def test_a_task_that_names_nothing_ends_at_once(database: Database, task: dict[str, Any]) -> None:
     with pytest.raises(errors.TaskInvalid):
         await run_role(ROLES[0], task, db=database)
+
+
+@pytest.mark.parametrize("task", [{}, {"root": "/does/not/exist"}, {"root": "relative"}, {"root": None}])
+async def test_a_graph_of_nothing_ends_at_once(database: Database, task: dict[str, Any]) -> None:
     with pytest.raises(errors.TaskInvalid):
-        await run_role(
-            ROLES[1],
-            task | {"root": task.get("root", "/does/not/exist") or ""} if "table" not in task else {},
-            db=database,
-        )
+        await run_role(ROLES[1], task, db=database)
 
 
 async def test_a_request_from_outside_reads_only_the_operators_folders(

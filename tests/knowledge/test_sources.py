@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hands import process
 from helpers import eventually_async
 
 from cogo import Database, Role, errors
@@ -184,3 +185,23 @@ async def test_a_table_or_column_that_is_not_there_is_refused(
 ) -> None:
     with pytest.raises(errors.InvalidSetting, match="there is no"):
         await sources.follow(notes, [sources.Source(*source)])
+
+
+async def test_the_role_follows_the_tables_of_its_settings(dsn: str, notes: Database) -> None:
+    """By cogo.serve with the plugin's settings; the triggers work on when the role has gone."""
+    tables = {"rag-dispatcher": {"tables": ["public.notes:id:body"]}}
+    async with process(dsn, ["rag-dispatcher"], plugins=tables):
+        await notes.execute("INSERT INTO public.notes VALUES (1, 'one')")
+    await notes.execute("INSERT INTO public.notes VALUES (2, 'two')")
+    assert await drain(notes) == [["1"], ["2"]]
+
+
+async def test_a_setting_that_names_no_table_stops_the_process(dsn: str) -> None:
+    tables = {"rag-dispatcher": {"tables": ["public.none:id:body"]}}
+    with pytest.raises(BaseException) as raised:  # noqa: PT012
+        async with process(dsn, ["rag-dispatcher"], plugins=tables):
+            raise AssertionError("it started")
+    error: BaseException = raised.value
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, errors.InvalidSetting)

@@ -69,7 +69,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[Annotated[int, Meta(ge=0, le=SHARD_MAX)], ...], Env("AGENT_SHARD", parse=shards)
     ] = (0,)
     holder: Annotated[str, Meta(min_length=1), Env("HOLDER_ID")] = msgspec.field(
-        default_factory=lambda: socket.gethostname() or "cogo"
+        default_factory=lambda: f"{socket.gethostname() or 'cogo'}:{os.getpid()}"
     )
 
     database_url: Annotated[Secret | None, Env("DATABASE_URL")] = None

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
 from litestar import Request, get, post
 from litestar.params import JSONBody
 
+from cogo import errors
 from cogo.knowledge import search
-from cogo.web import Tenant, db_of, principal_of, tenants_of, viewer
+from cogo.web import Tenant, db_of, principal_of, tenants_of, unless_over, viewer
 
 QUERY_MAX = 8_000
+HITS_MAX = 10_000
+"""Hits of one answer: about 15 MB."""
 
 
 class SearchRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -30,12 +34,15 @@ class SearchRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 @post("/api/knowledge/search", guards=[viewer], status_code=200)
 async def search_route(request: Request[Any, Any, Any], data: JSONBody[SearchRequest]) -> dict[str, Any]:
     """Per query its hits, best first; lines are 1-based and inclusive. `explain` adds how they came about."""
+    if len(data.queries) * data.k > HITS_MAX:
+        raise errors.Invalid(f"queries times k is more than {HITS_MAX:,} hits: send them in several requests")
     tenants = principal_of(request).narrowed(data.tenant)
-    found = await search.search(db_of(request), tenants, data.queries, data.k, data.scope)
+    work = partial(search.search, db_of(request), tenants, data.queries, data.k, data.scope)
+    found = await unless_over(request, work) or []  # a client that left gets nothing
     return {
         "results": [
             {"query": query, "hits": [_shown(hit, explain=data.explain) for hit in hits]}
-            for query, hits in zip(data.queries, found, strict=True)
+            for query, hits in zip(data.queries, found, strict=False)
         ]
     }
 

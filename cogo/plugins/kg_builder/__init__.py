@@ -49,7 +49,8 @@ def cogo_settings() -> type[KgBuilderSettings]:
 @hookimpl
 def cogo_role() -> Role:
     """Consumes kg/build."""
-    return Role("kg", "build", handle=build, concurrency=2, events="kg", intents=("graph",))
+    return Role("kg", "build", handle=build, concurrency=2, events="kg", intents=("graph",),
+                timeout_s=900)  # fmt: skip
 
 
 @hookimpl

@@ -13,10 +13,11 @@ import msgspec
 from cogo import Assignment, Budget, errors
 
 POLICY_VERSION = "plain-1"
-FRESH_S = 60.0
+TTL_MS = 60_000
+"""Time to live of a request, unless its lane's own timeout is longer."""
 
 LANES = """
-SELECT l.service, l.role, s.shard, l.intents, l.paused_at IS NOT NULL AS paused,
+SELECT l.service, l.role, s.shard, l.intents, l.timeout_ms, l.paused_at IS NOT NULL AS paused,
        (SELECT count(*) FROM cogo.bus_holders h WHERE h.lease_until > cogo.now()
           AND (l.service || '/' || l.role || '/' || s.shard) = ANY (h.lanes)) AS holders,
        (SELECT count(*) FROM (SELECT 1 FROM public.agent_messages m
@@ -25,7 +26,7 @@ SELECT l.service, l.role, s.shard, l.intents, l.paused_at IS NOT NULL AS paused,
 FROM cogo.bus_lanes l CROSS JOIN LATERAL (
   SELECT DISTINCT split_part(lane, '/', 3)::integer AS shard
   FROM cogo.bus_holders h CROSS JOIN unnest(h.lanes) AS lane
-  WHERE lane LIKE l.service || '/' || l.role || '/%%'
+  WHERE h.lease_until > cogo.now() AND lane LIKE l.service || '/' || l.role || '/%%'
   UNION SELECT 0
 ) s
 WHERE %(intent)s::text IS NULL OR %(intent)s = ANY (l.intents)
@@ -59,7 +60,8 @@ class Request(msgspec.Struct, frozen=True):
     payload: dict[str, Any] = {}
     model: str | None = None
     budget: Budget = Budget(maxCostUsd=0.10, maxTokens=200_000)
-    ttl_ms: int | None = 60_000
+    ttl_ms: int | None = None
+    """None: TTL_MS, or the run time that the lane allows one attempt if that is longer."""
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -72,6 +74,7 @@ class Candidate(msgspec.Struct, frozen=True):
     """Queued messages, counted up to 1,001."""
     failure_rate: float
     excluded_by: str | None = None
+    timeout_ms: int | None = None
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -102,7 +105,7 @@ async def decide(db: Reader, request: Request) -> Decision:
         raise errors.NoFeasibleArm(f"no lane can take {request.intent!r} now ({why})")
     best = max(feasible, key=lambda candidate: (candidate.score, candidate.lane))
     assignment = Assignment(agent_id=best.lane.rsplit("/", 1)[0], model=request.model, budget=request.budget,
-                            ttl_ms=request.ttl_ms)  # fmt: skip
+                            ttl_ms=request.ttl_ms or max(TTL_MS, best.timeout_ms or 0))  # fmt: skip
     return Decision(
         tenant=request.tenant,
         intent=request.intent,
@@ -133,6 +136,7 @@ def _candidate(row: dict[str, Any], recent: dict[Any, dict[str, Any]]) -> Candid
         depth=row["depth"],
         failure_rate=round(failure_rate, 4),
         excluded_by=excluded,
+        timeout_ms=row["timeout_ms"],
     )
 
 
