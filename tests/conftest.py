@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import anyio
 import psycopg
 import pytest
 from anyio.from_thread import start_blocking_portal
+from databases import Databases, create, drop
 from psycopg.conninfo import make_conninfo
 
 from cogo.core import migrate
@@ -21,7 +21,6 @@ from cogo.core.listener import Listener, NotifyTransport
 from cogo.core.settings import Settings
 
 TEMPLATE = "cogo_template"
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,6 +51,10 @@ def server_dsn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = Settings(data_dir=home / "home", pg_bin=Path(pg_bin) if pg_bin else None)
     with start_blocking_portal() as portal:
         with portal.wrap_async_context_manager(own_or_share(settings)) as embedded:
+            with psycopg.connect(embedded.dsn, autocommit=True) as conn:
+                for setting in ("fsync", "full_page_writes"):  # nobody pulls the plug on a throw-away
+                    conn.execute(f"ALTER SYSTEM SET {setting} = off")
+                conn.execute("SELECT pg_reload_conf()")
             yield embedded.dsn
 
 
@@ -61,8 +64,6 @@ def template(server_dsn: str) -> str:
     with psycopg.connect(server_dsn, autocommit=True) as conn:
         conn.execute(f"DROP DATABASE IF EXISTS {TEMPLATE}")
         conn.execute(f"CREATE DATABASE {TEMPLATE}")
-        # The embedded superuser is called like our schema, so that "$user" would find what some SQL
-        # forgot to qualify; on Supabase it would not.
         conn.execute(f"ALTER DATABASE {TEMPLATE} SET search_path = public")
     anyio.run(migrate.apply, make_conninfo(server_dsn, dbname=TEMPLATE))
     return TEMPLATE
@@ -71,22 +72,24 @@ def template(server_dsn: str) -> str:
 @pytest.fixture
 def empty_dsn(server_dsn: str) -> Iterator[str]:
     """A database without a schema."""
-    yield from _database(server_dsn, "template1")
+    with psycopg.connect(server_dsn, autocommit=True) as conn:
+        name = create(conn, "template1")
+        yield make_conninfo(server_dsn, dbname=name)
+        drop(conn, name)
+
+
+@pytest.fixture(scope="session")
+def databases(server_dsn: str, template: str) -> Iterator[Databases]:
+    with Databases(server_dsn, template).open() as found:
+        yield found
 
 
 @pytest.fixture
-def dsn(server_dsn: str, template: str) -> Iterator[str]:
+def dsn(databases: Databases) -> Iterator[str]:
     """A fresh migrated database."""
-    yield from _database(server_dsn, template)
-
-
-def _database(server_dsn: str, template: str) -> Iterator[str]:
-    name = f"cogo_test_{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(server_dsn, autocommit=True) as conn:
-        conn.execute(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY WAL_LOG")
-        conn.execute(f"ALTER DATABASE {name} SET search_path = public")
-        yield make_conninfo(server_dsn, dbname=name)
-        conn.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    name, found = databases.take()
+    yield found
+    databases.give_back(name)
 
 
 @pytest.fixture

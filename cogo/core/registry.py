@@ -49,6 +49,10 @@ OLD_NAMES = {
     "bus-retention": "retention",
     "metrics-server": "metrics",
 }
+# Names of the specification whose roles this version does not bring yet.
+LATER = frozenset({
+    "sandbox", "cogo-sandbox-manager", "codegen", "cogo-codegen-service", "build-test", "cogo-build-test-worker",
+})  # fmt: skip
 
 
 class Installed(msgspec.Struct, frozen=True, order=True):
@@ -84,6 +88,8 @@ def resolve(name: str) -> str:
         return short
     near = difflib.get_close_matches(name, [*known, *PROCESS_NAMES], 1)
     ask = f"did you mean {near[0]!r}? " if near else ""
+    if name in LATER:
+        ask = "it comes with a later version; "
     raise UnknownRole(
         f"no installed plugin brings the role {name!r}; {ask}installed: {', '.join(sorted(known))}"
     )

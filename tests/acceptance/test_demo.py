@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pluggy
 import pytest
 from binary import Binary
 from small_repo import HOPS, check, write
@@ -37,6 +38,16 @@ def test_the_demo_uses_the_server_that_runs(binary: Binary, repository: Path):
     check(repository, shown)
     for asked in shown["questions"]:
         one_trace_of_three_hops(binary, asked)
+
+
+@pytest.mark.timeout(90)
+@pytest.mark.parametrize("what", ["this repository", "pluggy"])
+def test_the_demo_on_real_sources(binary: Binary, what: str):
+    """Three questions from the source's own prose are answered with true citations, a fourth is not found."""
+    own = Path(__file__).resolve().parents[2]
+    folder = own if what == "this repository" else Path(pluggy.__file__).parent
+    shown = binary.json("demo", str(folder), timeout_s=80)
+    assert check(folder, shown) >= 3
 
 
 def one_trace_of_three_hops(binary: Binary, asked: dict[str, Any]) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import anyio
+import msgspec
 import pytest
-from hands import process
+from hands import fast_settings
 from helpers import eventually_async
 
 from cogo import Database, Role, errors
 from cogo.core.bus import Bus
+from cogo.core.runtime import Runtime, run
+from cogo.core.settings import Secret
 from cogo.knowledge import index, search, sources
 from cogo.plugins import rag_embed
 from cogo.testing import running
@@ -187,21 +191,32 @@ async def test_a_table_or_column_that_is_not_there_is_refused(
         await sources.follow(notes, [sources.Source(*source)])
 
 
+async def follow_by_role(dsn: str, table: str, work: Callable[[Runtime], None]) -> None:
+    """A process with the role and this setting; `work` ends it."""
+    settings = msgspec.structs.replace(
+        fast_settings().settings,
+        database_url=Secret(dsn),
+        roles=("rag-dispatcher",),
+        plugins={"rag-dispatcher": {"tables": [table]}},
+    )
+    stop = anyio.Event()
+
+    def ready(runtime: Runtime) -> None:
+        work(runtime)
+        stop.set()
+
+    await run(settings, stop=stop, signals=False, ready=ready)
+
+
 async def test_the_role_follows_the_tables_of_its_settings(dsn: str, notes: Database) -> None:
-    """By cogo.serve with the plugin's settings; the triggers work on when the role has gone."""
-    tables = {"rag-dispatcher": {"tables": ["public.notes:id:body"]}}
-    async with process(dsn, ["rag-dispatcher"], plugins=tables):
-        await notes.execute("INSERT INTO public.notes VALUES (1, 'one')")
-    await notes.execute("INSERT INTO public.notes VALUES (2, 'two')")
-    assert await drain(notes) == [["1"], ["2"]]
+    """The triggers work on when the role has gone."""
+    started: list[Runtime] = []
+    await follow_by_role(dsn, "public.notes:id:body", started.append)
+    assert started[0].roles == ["rag-dispatcher"]
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'one')")
+    assert await drain(notes) == [["1"]]
 
 
 async def test_a_setting_that_names_no_table_stops_the_process(dsn: str) -> None:
-    tables = {"rag-dispatcher": {"tables": ["public.none:id:body"]}}
-    with pytest.raises(BaseException) as raised:  # noqa: PT012
-        async with process(dsn, ["rag-dispatcher"], plugins=tables):
-            raise AssertionError("it started")
-    error: BaseException = raised.value
-    while isinstance(error, BaseExceptionGroup):
-        (error,) = error.exceptions
-    assert isinstance(error, errors.InvalidSetting)
+    with pytest.raises(errors.InvalidSetting, match="there is no such table"):
+        await follow_by_role(dsn, "public.none:id:body", lambda _: pytest.fail("it started"))
