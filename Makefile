@@ -6,10 +6,10 @@ BIN := .venv/bin
 SYNCED := .venv/.synced
 ARGS ?=
 
-.PHONY: help setup demo test lint format types contracts docs check bench clean
+.PHONY: help setup demo test system-postgres lint format types contracts docs check bench clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(SYNCED) ## Make .venv from the lock (the other targets do it by themselves)
 
@@ -33,6 +33,14 @@ demo: $(SYNCED) ## Run the main job on this repository: index it, ask it, show t
 
 test: $(SYNCED) ## Run the tests (make test ARGS='-k bus -x')
 	@$(BIN)/python -m pytest $(ARGS)
+
+# What is about SQL, on the newest Postgres of the system: it must run on 15, 17 and 18.
+SYSTEM_PG = $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))
+SQL_TESTS = way_of_a_message claim finish waiting outsiders tenancy clocks budget counters_and_retention plans migrate
+system-postgres: $(SYNCED) ## Run the tests of the SQL on the system's own Postgres, if there is one
+	@if [ -x "$(SYSTEM_PG)/postgres" ]; then \
+	  COGO_TEST_PG_BIN="$(SYSTEM_PG)" $(BIN)/python -m pytest $(SQL_TESTS:%=tests/bus/test_%.py) $(ARGS); \
+	else echo "no Postgres under /usr/lib/postgresql: nothing to run"; fi
 
 lint: $(SYNCED) ## ruff: rules and format
 	@$(BIN)/ruff check .
