@@ -34,13 +34,14 @@ _BULK = 5_000
 _ABSURD_NUL = "\\u0000"
 STATEMENT_S = 30.0
 """A claim or finish without an answer for so long counts as a database that is away."""
-_GIVEN_UP = (
+GIVEN_UP = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.LockNotAvailable,
     psycopg.errors.QueryCanceled,
     psycopg.errors.ReadOnlySqlTransaction,  # a failover is under way
     psycopg.errors.SerializationFailure,
 )
+"""What the server gave up for now: the same statement may pass a moment later."""
 TTL_MAX_MS = 10 * 366 * 86_400_000
 
 ENQUEUE = "SELECT id, created FROM cogo.enqueue(%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
@@ -112,7 +113,7 @@ def answered() -> Iterator[None]:
     try:
         with anyio.fail_after(STATEMENT_S):
             yield
-    except (TimeoutError, *_GIVEN_UP) as error:
+    except (TimeoutError, *GIVEN_UP) as error:
         raise BusUnavailable(f"the database gave no answer: {str(error) or 'in time'}") from error
 
 

@@ -11,9 +11,9 @@ import random
 from typing import TYPE_CHECKING
 
 import anyio
-import psycopg
 
 from . import telemetry
+from .bus import GIVEN_UP
 from .errors import BusUnavailable
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def reclaim(runtime: Runtime) -> None:
         try:
             moved = await reclaim_once(runtime.bus, runtime.settings, roll_up=turn % ROLL_UP_EVERY == 0)
             outage.end()
-        except (BusUnavailable, psycopg.errors.DeadlockDetected) as error:
+        except (BusUnavailable, *GIVEN_UP) as error:
             outage.begin(error)
             moved = 0
         turn += 1
@@ -103,6 +103,6 @@ async def retain(runtime: Runtime) -> None:
             outage.end()
             if deleted:
                 telemetry.log.info(telemetry.line("retention.deleted", messages=deleted))
-        except BusUnavailable as error:
+        except (BusUnavailable, *GIVEN_UP) as error:
             outage.begin(error)
         await anyio.sleep(RETAIN_EVERY_S)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from cogo import Database
 
 FOUND_FROM = 0.4
-"""Confidence below which nothing counts as found. Measured (docs/adr/0005): general-knowledge questions
-reach 0.2 in a foreign repository, a person's questions about its own subject 0.45 and more."""
+"""Confidence below which nothing counts as found. Measured (docs/adr/0005): questions of general knowledge
+reach 0.35 unless the repository has their words, a person's questions about its own subject 0.44 and more."""
 STATEMENTS = 3
 RERANKED = 20
 """Hits among which the answer is looked for."""

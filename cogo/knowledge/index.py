@@ -38,9 +38,6 @@ TITLE_WEIGHT = 3
 PRIOR_MODULE, PRIOR_DUNDER, PRIOR_TEST = 0.92, 0.85, 0.8
 _DUNDER = re.compile(r"\.__\w+__$")
 _TEST = re.compile(r"(^|/)(tests?|testing)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.\w+$")
-ERRORS_SHOWN = 20
-
-Put = Literal["indexed", "unchanged", "removed", "absent"]
 
 
 class Repo(msgspec.Struct, frozen=True):
@@ -57,18 +54,16 @@ class Plan(msgspec.Struct):
     changed: list[str] = []
     gone: list[str] = []
     skipped: dict[str, int] = {}
-    notes: dict[str, str] = {}
 
 
 class Report(msgspec.Struct):
-    """What indexing some paths did. `skipped` counts files by reason, `errors` names the failed ones."""
+    """What indexing some paths did. `skipped` counts files by reason, `notes` say what was simplified."""
 
     files: int = 0
     chunks: int = 0
     removed: int = 0
     skipped: dict[str, int] = {}
     notes: dict[str, str] = {}
-    errors: dict[str, str] = {}
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -80,8 +75,16 @@ class Prepared(msgspec.Struct, frozen=True):
     postings: dict[str, tuple[list[int], list[float]]]
 
 
-Load = Callable[[Any], Awaitable[scan.Read | None]]
-"""Reads the newest content, on the transaction's connection if it needs one; None: there is nothing."""
+class Put(msgspec.Struct, frozen=True):
+    """What became of one file; `why` it has no rows now, or none that are new."""
+
+    done: Literal["indexed", "unchanged", "removed", "absent"]
+    prepared: Prepared | None = None
+    why: str | None = None
+
+
+Load = Callable[[Any], Awaitable[scan.Read]]
+"""Reads the newest content, on the transaction's connection if it needs one. Raises Skip, Gone."""
 
 
 async def open_repo(db: Database, tenant: str, name: str, root: str | None, *, move: bool = False) -> Repo:
@@ -133,62 +136,60 @@ async def index_paths(db: Database, repo: Repo, root: Path, paths: Sequence[str]
     A file that fails doesn't stop the others. Raises BusUnavailable, and HandlerFailed at the end when
     files failed, so that the message is tried again and finally counts as failed, with their names.
     """
-    report = Report()
-    skipped: Counter[str] = Counter()
-    for path in paths:
-        why: list[str] = []
+    return await _index(db, repo, [(path, partial(_load_file, root, path)) for path in paths])
+
+
+async def _index(
+    db: Database, repo: Repo, loads: Sequence[tuple[str, Load]], lang: str | None = None
+) -> Report:
+    report, skipped, failed = Report(), Counter[str](), dict[str, str]()
+    for path, load in loads:
         try:
-            put, prepared = await put_file(db, repo, path, partial(_load_file, root, path, why))
+            put = await put_file(db, repo, path, load, lang)
         except errors.BusUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 (whatever one file does, the others are indexed)
-            if len(report.errors) < ERRORS_SHOWN:
-                report.errors[path] = f"{type(error).__name__}: {error}"[:300]
+            failed[path] = f"{type(error).__name__}: {error}"[:300]
             continue
-        if prepared:
+        if put.prepared:
             report.files += 1
-            report.chunks += len(prepared.chunks)
-            if prepared.note:
-                report.notes[path] = prepared.note
-        report.removed += put == "removed"
-        skipped.update(why or (["unchanged"] if put == "unchanged" else []))
+            report.chunks += len(put.prepared.chunks)
+            if put.prepared.note:
+                report.notes[path] = put.prepared.note
+        report.removed += put.done == "removed"
+        skipped.update([put.why] if put.why else [])
+    if failed:
+        names = "; ".join(f"{path}: {error}" for path, error in failed.items())
+        raise errors.HandlerFailed(f"{len(failed)} of {len(loads)} files failed: {names}"[:1_500])
     report.skipped = dict(skipped)
-    if report.errors:
-        names = "; ".join(f"{path}: {error}" for path, error in report.errors.items())
-        raise errors.HandlerFailed(f"{len(report.errors)} of {len(paths)} files failed: {names}"[:1_500])
     return report
 
 
-async def _load_file(root: Path, path: str, why: list[str], _conn: object) -> scan.Read | None:
-    try:
-        return await anyio.to_thread.run_sync(scan.read_file, root, path)
-    except scan.Skip as reason:
-        why.append(str(reason))
-        return None
+async def _load_file(root: Path, path: str, _conn: object) -> scan.Read:
+    return await anyio.to_thread.run_sync(scan.read_file, root, path)
 
 
 # -- one file ---------------------------------------------------------------------------------
 
 
-async def put_file(
-    db: Database, repo: Repo, path: str, load: Load, lang: str | None = None
-) -> tuple[Put, Prepared | None]:
+async def put_file(db: Database, repo: Repo, path: str, load: Load, lang: str | None = None) -> Put:
     """Make the index say what `load` returns. One transaction: readers see the old file or the new."""
     async with db.transaction() as conn:
         await conn.execute(queries.NO_WAIT)
         await conn.execute(queries.LOCK_FILE, (repo.id, path))
         old = await (await conn.execute(queries.FILE, (repo.id, path))).fetchone()
-        read = await load(conn)
-        if read is None:
+        try:
+            read = await load(conn)
+        except scan.Skip as reason:
             if old is None:
-                return "absent", None
+                return Put("absent", why=str(reason))
             await conn.execute(queries.DELETE_FILE, (old["id"],))
-            return "removed", None
+            return Put("removed", why=str(reason))
         if old is not None and bytes(old["digest"]) == read.digest:
-            return "unchanged", None
+            return Put("unchanged", why="unchanged")
         prepared = await anyio.to_thread.run_sync(prepare, path, read, lang)
         await _write(conn, repo, path, None if old is None else old["id"], read.digest, prepared)
-    return "indexed", prepared
+    return Put("indexed", prepared)
 
 
 async def _write(
@@ -253,19 +254,12 @@ async def index_rows(db: Database, tenant: str, source: str, ids: Sequence[str])
     if not await db.fetch_value(queries.SOURCE, (source,)):
         raise errors.TaskInvalid(f"no rag-dispatcher follows the table {source!r} - at `$.table`")
     repo = await open_repo(db, tenant, source, None)
-    report = Report()
-    for id in ids:
-        load = partial(_load_row, source, tenant, id)
-        put, prepared = await put_file(db, repo, f"{source}/{id}", load, lang="markdown")
-        if prepared:
-            report.files += 1
-            report.chunks += len(prepared.chunks)
-        report.removed += put == "removed"
-        if put == "unchanged":
-            report.skipped[put] = report.skipped.get(put, 0) + 1
-    return report
+    loads = [(f"{source}/{id}", partial(_load_row, source, tenant, id)) for id in ids]
+    return await _index(db, repo, loads, "markdown")
 
 
-async def _load_row(source: str, tenant: str, id: str, conn: Any) -> scan.Read | None:
+async def _load_row(source: str, tenant: str, id: str, conn: Any) -> scan.Read:
     row = await (await conn.execute(queries.READ_ROW, (source, tenant, id))).fetchone()
-    return None if row["text"] is None else scan.read_text(row["text"].encode())
+    if row["text"] is None:
+        raise scan.Gone("gone")
+    return scan.read_text(row["text"].encode())

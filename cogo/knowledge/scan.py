@@ -93,7 +93,7 @@ def list_files(root: Path) -> list[str]:
     found = _git_files(root)
     if not found:
         found = list(_walk(root))
-    return sorted(path for path in found if _is_text_name(path))
+    return sorted({path for path in found if _is_text_name(path)})  # a conflict lists a path thrice
 
 
 def _is_text_name(path: str) -> bool:
@@ -125,7 +125,7 @@ def _git_files(root: Path) -> list[str]:
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
         ran = subprocess.run(
-            [*command, "--cached", "--others", "--exclude-standard", "--deduplicate"],
+            [*command, "--cached", "--others", "--exclude-standard"],
             capture_output=True, check=True, timeout=GIT_TIMEOUT_S, env=environment,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):

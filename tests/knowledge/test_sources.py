@@ -147,6 +147,14 @@ async def test_no_other_table_can_be_read(database: Database) -> None:
             await index.index_rows(database, "acme", table, ["1"])
 
 
+async def test_an_id_that_is_none_of_that_table_stops_no_other_row(notes: Database) -> None:
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'one')")
+    with pytest.raises(errors.HandlerFailed, match=r"1 of 3 files failed: public\.notes/x"):
+        await index.index_rows(notes, "default", "public.notes", ["x", "77", "1"])
+    assert await documents(notes) == {"public.notes/1": "one"}
+
+
 async def test_a_table_that_is_no_longer_named_is_no_longer_followed(notes: Database) -> None:
     await sources.follow(notes, [SOURCE])
     await sources.follow(notes, [])
