@@ -119,8 +119,9 @@ async def test_a_lane_sleeps_when_idle_and_wakes_for_good_when_busy(dsn: str, bu
     async with process(dsn, [cogo.Role("t", "work", handle=work, concurrency=2)], poll_ms=15_000):
         await eventually_async(lambda: bus.db.fetch_value(asleep))
         # Until it leaves: that takes more than a second of sleep, then two full batches in a row.
-        while await bus.db.fetch_value(asleep):
-            await bus.enqueue_many("t/work", [{} for _ in range(100)])
+        with anyio.fail_after(15):
+            while await bus.db.fetch_value(asleep):
+                await bus.enqueue_many("t/work", [{} for _ in range(100)])
         await bus.db.execute("DELETE FROM public.agent_messages WHERE status = 'queued'")
         await eventually_async(lambda: bus.db.fetch_value(asleep))
         # And a push is what wakes it now, not a poll: those are seconds apart.
