@@ -163,8 +163,10 @@ async def _run(
             if signals:
                 await infra.start(_stop_on_signals, runtime.stop)
             await _connect(runtime, infra)
-            await _work(runtime, services, ready)
-            await runtime.lease.leave()
+            try:
+                await _work(runtime, services, ready)
+            finally:  # after a crash too: others need not wait for the end of the lease
+                await runtime.lease.leave()
             infra.cancel_scope.cancel()
 
 

@@ -7,14 +7,18 @@ import time
 from typing import Any
 
 import anyio
+import msgspec
 import pytest
-from hands import Hand, counts, kinds, policy, process, reclaim, row, shifted
+from anyio.abc import TaskGroup
+from hands import Hand, counts, fast_settings, kinds, policy, process, reclaim, row, shifted
 from helpers import eventually_async
 
 import cogo
 from cogo.core import upkeep
 from cogo.core.bus import Bus
 from cogo.core.lease import Lease
+from cogo.core.runtime import Runtime, run
+from cogo.core.settings import Secret
 
 
 async def test_a_dead_holders_messages_come_back_after_its_lease(bus: Bus, dsn: str) -> None:
@@ -240,3 +244,28 @@ async def test_twins_are_legal(dsn: str, caplog: pytest.LogCaptureFixture) -> No
     assert "holder.twin" in caplog.text
     await first.leave()
     await second.leave()
+
+
+async def test_a_process_that_crashes_leaves_too(dsn: str, bus: Bus) -> None:
+    """Others take up its messages at once, not when the lease would have ended."""
+    running = anyio.Event()
+
+    async def work(task: dict[str, Any], ctx: cogo.Context) -> None:
+        running.set()
+        await anyio.sleep_forever()
+
+    async def broken(runtime: Runtime) -> None:
+        await running.wait()
+        raise SystemError("a bug that nothing catches")
+
+    async def service(runtime: Runtime, tasks: TaskGroup) -> dict[str, Any]:
+        tasks.start_soon(broken, runtime)
+        return {}
+
+    settings = msgspec.structs.replace(fast_settings(lease_ms=60_000).settings, database_url=Secret(dsn))
+    await bus.enqueue("t/work", {})
+    with pytest.RaisesGroup(SystemError, flatten_subgroups=True):
+        await run(settings, inline=[cogo.Role("t", "work", handle=work)], services=[service], signals=False)
+    assert await bus.db.fetch("SELECT FROM cogo.bus_holders WHERE lease_until > now()") == []
+    assert [status for _, status, _ in await reclaim(bus)] in (["queued"], [])
+    assert await bus.db.fetch_value("SELECT status FROM public.agent_messages") == "queued"

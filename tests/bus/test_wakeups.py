@@ -113,13 +113,12 @@ async def test_ends_are_told_to_waiters_only(bus: Bus) -> None:
 
 async def test_a_lane_sleeps_when_idle_and_wakes_for_good_when_busy(dsn: str, bus: Bus) -> None:
     async def work(task: dict[str, Any], ctx: cogo.Context) -> None:
-        """Nothing, so that batches come as fast as they can."""
+        pass
 
     asleep = "SELECT count(*) FROM cogo.bus_idle WHERE role = 'work'"
     async with process(dsn, [cogo.Role("t", "work", handle=work, concurrency=2)], poll_ms=15_000):
         await eventually_async(lambda: bus.db.fetch_value(asleep))
-        # Until it leaves: that takes more than a second of sleep, then two full batches in a row.
-        with anyio.fail_after(15):
+        with anyio.fail_after(15):  # leaving is allowed a second after falling asleep
             while await bus.db.fetch_value(asleep):
                 await bus.enqueue_many("t/work", [{} for _ in range(100)])
         await bus.db.execute("DELETE FROM public.agent_messages WHERE status = 'queued'")
