@@ -92,9 +92,9 @@ async def run_role(
     import msgspec
 
     from cogo.core.attempt import decode, task_type
-    from cogo.core.bus import encode_jsonb
     from cogo.core.context import Context
     from cogo.core.errors import Bug
+    from cogo.core.text import encode_jsonb
 
     if role.handle is None:
         raise Bug("this role has no handler")
@@ -110,10 +110,10 @@ async def run_role(
         if not hasattr(result, "to"):
             encode_jsonb(result)  # a result that can't be stored fails here as it would on the bus
     finally:
-        for follow_up in ctx.follow_ups:
+        for follow_up in ctx.follow_ups or ():
             key = f"{follow_up.service}/{follow_up.role}/{follow_up.shard}@{follow_up.tenant}"
             recorder.sent.append((key, msgspec.json.decode(follow_up.payload)))
-        recorder.events += [(event.kind, event.detail) for event in ctx.events]
+        recorder.events += [(event.kind, event.detail) for event in ctx.events or ()]
     return result
 
 

@@ -42,10 +42,10 @@ class Hand:
 
     async def claim(self, lane: str, limit: int = 10, *, timeout_ms: int = 60_000) -> list[Message]:
         key = cogo.RoutingKey.parse(lane)
-        messages, _ = await self.bus.claim(
+        claimed = await self.bus.claim(
             key.lane, limit, holder=self.holder, epoch=self.epoch, timeout_ms=timeout_ms
         )
-        return messages
+        return claimed.messages
 
     async def finish(self, message: Message, kind: Any = "done", **fields: Any) -> str | None:
         outcome = Outcome(id=message.id, fence=message.fence, kind=kind, **fields)

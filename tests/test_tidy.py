@@ -61,7 +61,9 @@ def tracked(*folders: str, suffix: str = ".py") -> list[Path]:
         path
         for folder in folders
         for path in (ROOT / folder).rglob(f"*{suffix}")
-        if path.is_file() and "__pycache__" not in path.parts and not path.name.endswith(".pyc")
+        if path.is_file()
+        and not path.name.endswith(".pyc")
+        and not any(part == "__pycache__" or part.startswith(".") for part in path.relative_to(ROOT).parts)
     )
 
 

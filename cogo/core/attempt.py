@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from typing import Any
 
 import anyio
@@ -18,7 +19,6 @@ import anyio.to_thread
 import msgspec
 
 from . import telemetry
-from .bus import printable
 from .context import Context
 from .errors import (
     AssignmentInvalid,
@@ -33,6 +33,7 @@ from .errors import (
     TtlExpired,
 )
 from .model import Assignment, Delegate, Outcome, Reject, Retry, Role
+from .text import printable
 
 ERROR_MAX = 2_000
 RETRY_MAX_MS = 366 * 86_400_000
@@ -52,26 +53,29 @@ _ENVELOPE = msgspec.json.Decoder(Envelope)
 class Running:
     """A handler at work: how to stop it, why it was stopped, and whether its thread goes on without us."""
 
-    def __init__(self, ctx: Context) -> None:
+    __slots__ = ("began", "ctx", "in_thread", "over", "scope", "why")
+
+    def __init__(self, ctx: Context, scope: anyio.CancelScope) -> None:
+        """`scope` is around the handler; it may be older than this attempt."""
         self.ctx = ctx
-        self.scope = anyio.CancelScope(deadline=_loop_deadline(ctx.deadline))
+        self.scope = scope
+        self.began = time.monotonic()
         self.why: str | None = None
         self.in_thread = False
         self.over = False
         """The loop has done with this attempt; its thread may still run."""
-        ctx.on_extend = self._extend
+        ctx.on_extend = self._set_deadline
+        deadline = inf if ctx.deadline is None else ctx.deadline
+        if scope.deadline != deadline:  # moving a timer costs more than most no-op handlers
+            self._set_deadline(deadline)
 
     def stop(self, why: str) -> None:
         self.why = self.why or why
         self.ctx.cancel()
         self.scope.cancel()
 
-    def _extend(self, deadline: float) -> None:
-        self.scope.deadline = _loop_deadline(deadline)
-
-
-def _loop_deadline(monotonic: float | None) -> float:
-    return float("inf") if monotonic is None else anyio.current_time() + monotonic - time.monotonic()
+    def _set_deadline(self, monotonic: float) -> None:
+        self.scope.deadline = monotonic
 
 
 class Runner:
@@ -89,6 +93,7 @@ class Runner:
         self._is_async = _is_async(role.handle)
         self._limiter = anyio.CapacityLimiter(role.concurrency)
         self._thread_ended = thread_ended
+        self.traced = False
         try:
             self._decoder = msgspec.json.Decoder(task_type(role.handle))
         except (NameError, TypeError) as error:
@@ -98,41 +103,49 @@ class Runner:
             ) from error
 
     async def run(self, running: Running) -> Outcome | None:
-        """Run the handler once; None when there is nothing to write any more."""
+        """Run the handler once; None when there is nothing to write any more.
+
+        Call it within running.scope, and leave that when it was cancelled; `stopped` says what then
+        becomes of the message.
+        """
         ctx = running.ctx
         try:
-            with running.scope:
-                return await self._call(running)
+            return await self._call(running)
         except anyio.get_cancelled_exc_class():
-            if anyio.current_effective_deadline() == -math.inf:
-                raise  # we are being cancelled from outside, not the handler
+            if anyio.current_effective_deadline() == -inf:
+                raise  # we are being stopped, not only something in the handler
             ctx.cancel()
             return failure(HandlerFailed("the handler was cancelled by something that it awaited"), ctx)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever a handler raises ends its attempt)
             # While it is being stopped, what its cleanup raised says nothing about the message.
             return stopped(running) if running.scope.cancel_called else failure(_leaf(error), ctx)
-        return stopped(running)
 
     async def _call(self, running: Running) -> Outcome | None:
-        ctx, message = running.ctx, running.ctx.message
-        task, ctx.assignment = decode(message.payload, self._decoder)
-        place = f"{message.key.service}/{message.key.role}"
-        with telemetry.process_span(place, message.id, message.traceparent):
-            if self._is_async:
-                result = await self._handle(task, ctx)
-            elif self._process:
-                result = await anyio.to_process.run_sync(
-                    self._handle, task, cancellable=True, limiter=self._limiter
-                )
-            else:
-                result = await self._in_thread(task, running)
+        ctx = running.ctx
+        task, ctx.assignment = decode(ctx.message.payload, self._decoder)
+        if self.traced:
+            with telemetry.process_span(ctx.message):
+                result = await self._handled(task, running)
+        elif self._is_async:
+            result = await self._handle(task, ctx)
+        else:
+            result = await self._handled(task, running)
         await ctx.flush()
         if ctx.finished is not None:
-            telemetry.log.info(telemetry.line(f"message.{ctx.finished}", id=message.id, key=message.key))
+            telemetry.log.info(telemetry.line(f"message.{ctx.finished}", id=ctx.message_id, key=ctx.key))
             return None
         if isinstance(result, Delegate):
             return ctx.delegated(result)
         return await ctx.done(result)
+
+    async def _handled(self, task: Any, running: Running) -> Any:
+        if self._is_async:
+            return await self._handle(task, running.ctx)
+        if self._process:
+            return await anyio.to_process.run_sync(
+                self._handle, task, cancellable=True, limiter=self._limiter
+            )
+        return await self._in_thread(task, running)
 
     async def _in_thread(self, task: Any, running: Running) -> Any:
         """A thread can't be interrupted: it is abandoned, and its late result is refused."""

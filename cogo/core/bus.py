@@ -16,22 +16,21 @@ import anyio
 import msgspec
 import psycopg
 
-from . import telemetry
+from . import dispatch, telemetry
 from .db import Connection, Database
+from .dispatch import Claimed
 from .errors import (
     BusUnavailable,
     IdempotencyConflict,
     Invalid,
     MessageState,
     MessageUnknown,
-    ResultInvalid,
     ResultPending,
 )
-from .model import Lane, Message, Outcome, Result, RoutingKey, Status
+from .model import Lane, Outcome, Result, RoutingKey, Status
+from .text import encode_jsonb
 
-_ENCODER = msgspec.json.Encoder()
 _BULK = 5_000
-_ABSURD_NUL = "\\u0000"
 STATEMENT_S = 30.0
 """A claim or finish without an answer for so long counts as a database that is away."""
 GIVEN_UP = (
@@ -45,16 +44,8 @@ GIVEN_UP = (
 TTL_MAX_MS = 10 * 366 * 86_400_000
 
 ENQUEUE = "SELECT id, created FROM cogo.enqueue(%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
-ENQUEUE_MANY = """
-INSERT INTO public.agent_messages (service, role, shard, tenant, payload, priority)
-SELECT %s, %s, %s, %s, p.payload::jsonb, %s FROM unnest(%s::text[]) WITH ORDINALITY AS p(payload, n)
-ORDER BY p.n RETURNING id
-"""
-CLAIM = "SELECT * FROM cogo.claim(%s, %s, %s, %s, %s, %s, %s)"
-FINISH = """
-SELECT id, status FROM cogo.finish(%s::bigint[], %s::bigint[], %s::text[], %s::text[], %s::text[],
-  %s::text[], %s::bigint[], %s::text[], %s::jsonb, %s::jsonb)
-"""
+NEW_IDS = "SELECT array_agg(nextval('public.agent_messages_id_seq')) AS ids FROM generate_series(1, %s)"
+COPY_IN = "COPY public.agent_messages (id, service, role, shard, tenant, priority, payload) FROM STDIN"
 RESULT = """
 SELECT id, status, result_snippet AS snippet, result_url AS url, error, attempts, trace_id, created_at, done_at
 FROM public.agent_messages WHERE id = %s
@@ -73,30 +64,6 @@ class Chunk(msgspec.Struct, frozen=True):
     n: int
     kind: str
     data: Any
-
-
-def encode_jsonb(value: Any) -> str:
-    """JSON text that jsonb takes. Raises ResultInvalid for NUL, lone surrogates and the unencodable."""
-    try:
-        text = _ENCODER.encode(value).decode()
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise ResultInvalid(f"not JSON: {error}") from error
-    if _ABSURD_NUL in text and _has_nul(msgspec.json.decode(text)):
-        raise ResultInvalid("a string contains the NUL character, which Postgres cannot store in jsonb")
-    return text
-
-
-def _has_nul(value: Any) -> bool:
-    if isinstance(value, str):
-        return "\x00" in value
-    if isinstance(value, dict):
-        return any(_has_nul(part) for pair in value.items() for part in pair)
-    return isinstance(value, list) and any(map(_has_nul, value))
-
-
-def printable(text: str) -> str:
-    """Text that a text column takes: no NUL, no lone surrogates."""
-    return text.replace("\x00", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def check_options(priority: int, ttl_ms: int | None) -> None:
@@ -193,32 +160,34 @@ class Bus:
         """Insert many messages for one routing key, all or none; ids in the order of the payloads."""
         to = RoutingKey.parse(str(key))
         check_options(priority, None)
+        same = f"{to.service}\t{to.role}\t{to.shard}\t{to.tenant}\t{priority}"
         ids: list[int] = []
         async with self.db.transaction() as conn:
             for start in range(0, len(payloads), _BULK):
-                texts = [encode_jsonb(payload) for payload in payloads[start : start + _BULK]]
-                args = (to.service, to.role, to.shard, to.tenant, priority, texts)
-                cursor = await conn.execute(ENQUEUE_MANY, args)
-                ids += [row["id"] for row in await cursor.fetchall()]
+                # Escaped as COPY's text format asks; encoded first, so that nothing is sent of a bad batch.
+                texts = [encode_jsonb(one).replace("\\", "\\\\") for one in payloads[start : start + _BULK]]
+                row = await (await conn.execute(NEW_IDS, (len(texts),))).fetchone()
+                new: list[int] = row["ids"] if row else []
+                async with conn.cursor().copy(COPY_IN) as copy:
+                    await copy.write(
+                        "".join([f"{id}\t{same}\t{text}\n" for id, text in zip(new, texts, strict=True)])
+                    )
+                ids += new
         return ids
 
     # -- out: claim and finish -----------------------------------------------------------------
 
     async def claim(
-        self, lane: Lane, limit: int, *, holder: str, epoch: int, timeout_ms: int
-    ) -> tuple[list[Message], float | None]:
+        self, lane: Lane, limit: int, *, holder: str, epoch: int, timeout_ms: int,
+        after: Sequence[int] = (0, 0, 0, 0),
+    ) -> Claimed:  # fmt: skip
         """Take up to `limit` messages of a lane; `timeout_ms` counts where the lane sets none.
 
-        Also returns, when there is nothing to take, the seconds until the next retry is due.
+        `after` is the watermark: for each priority the seq after which to look.
         """
-        args = (lane.service, lane.role, lane.shard, limit, holder, epoch, timeout_ms)
         with answered():
             async with self._hot.connection() as conn:
-                cursor = conn.cursor(row_factory=psycopg.rows.tuple_row)
-                rows = await (await cursor.execute(CLAIM, args, prepare=True)).fetchall()
-        if len(rows) == 1 and rows[0][0] is None:
-            return [], max(0.0, rows[0][7])
-        return [_message(lane, row) for row in rows], None
+                return await dispatch.claim(conn, lane, limit, holder, epoch, timeout_ms, after)
 
     async def finish(self, outcomes: Sequence[Outcome], conn: Connection | None = None) -> dict[int, Status]:
         """Write outcomes in one transaction; the new status of each that was accepted.
@@ -226,10 +195,10 @@ class Bus:
         What is missing from the answer was a stale claim: it had no effect at all.
         """
         if conn is not None:
-            return await _finish(conn, outcomes)
+            return await dispatch.finish(conn, outcomes)
         with answered():
             async with self._hot.connection() as own:
-                return await _finish(own, outcomes)
+                return await dispatch.finish(own, outcomes)
 
     async def give_back(self, holder: str, epoch: int, known: Sequence[int], older_ms: int) -> int:
         """Put back what this holder has claimed without knowing it; `known` are fences. How many."""
@@ -240,7 +209,7 @@ class Bus:
         """Have the hot connections plan their statements before the first message comes."""
         async with AsyncExitStack() as stack:
             for _ in range(connections):
-                await _finish(await stack.enter_async_context(self._hot.connection()), [])
+                await dispatch.finish(await stack.enter_async_context(self._hot.connection()), [])
 
     async def extend(self, id: int, fence: int, seconds: float) -> bool:
         """Move the deadline of a claim to `seconds` from now, never past expires_at. False: lost."""
@@ -433,46 +402,3 @@ class Bus:
         if row is None:
             raise MessageUnknown(f"there is no message {id}")
         return row
-
-
-def _message(lane: Lane, row: tuple[Any, ...]) -> Message:
-    id, fence, tenant, payload, attempts, root_id, traceparent, runtime_s, expires_in_s, queued_ms, limit = (
-        row
-    )
-    return Message(
-        id=id,
-        key=RoutingKey(lane.service, lane.role, lane.shard, tenant),
-        payload=payload.encode(),
-        attempts=attempts,
-        fence=fence,
-        root_id=root_id,
-        traceparent=traceparent,
-        runtime_s=runtime_s,
-        expires_in_s=expires_in_s,
-        queued_ms=queued_ms,
-        max_attempts=limit,
-    )
-
-
-async def _finish(conn: Connection, outcomes: Sequence[Outcome]) -> dict[int, Status]:
-    """Arrays sorted by id, so that two batches take their row locks in the same order."""
-    batch = sorted(outcomes, key=lambda outcome: outcome.id)
-    follow = [
-        {"parent": outcome.id, "fence": outcome.fence, **msgspec.structs.asdict(follow_up)}
-        for outcome in batch
-        for follow_up in outcome.follow_ups
-    ]
-    events = [
-        {"id": outcome.id, "fence": outcome.fence, "kind": event.kind, "detail": event.detail}
-        for outcome in batch
-        for event in outcome.events
-    ]
-    columns: list[list[Any]] = [[], [], [], [], [], [], [], []]
-    for one in batch:
-        row = (one.id, one.fence, one.kind, one.snippet, one.url, one.error, one.retry_ms, one.traceparent)
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
-    args = (*columns, encode_jsonb(follow), encode_jsonb(events))
-    cursor = conn.cursor(row_factory=psycopg.rows.tuple_row)
-    rows = await (await cursor.execute(FINISH, args, prepare=True)).fetchall()
-    return dict(rows)

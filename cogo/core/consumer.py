@@ -8,22 +8,25 @@ was not notified).
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from . import telemetry
-from .attempt import Runner, Running
+from .attempt import Runner, Running, stopped
 from .bus import Bus
 from .context import CHUNK_EVERY_S, Context
 from .errors import Bug, BusUnavailable, ClaimLost
-from .finisher import Finisher, Note
+from .finisher import BATCH, Finisher, Note
 from .lease import Lease
 from .listener import DEAF_POLL_S, Listener
 from .model import Lane, Message, Outcome, Role
+from .watermark import LongTransactions, Watermark
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -33,6 +36,9 @@ FULL_BATCHES_TO_WAKE = 2
 ASLEEP_AT_LEAST_S = 1.0
 SUSPECT_S = 60.0
 RECOVER_EVERY_S = 5.0
+WATCH_EVERY_S = 5.0
+TURN_S = 0.005
+"""So long a slot goes on with handlers that never wait before it lets others have the loop."""
 
 
 class Desk:
@@ -56,6 +62,9 @@ class Desk:
         self.timeout_ms = timeout_ms
         self.running: dict[int, Running] = {}
         """By fence: a message that was reclaimed may be back here while its old handler still ends."""
+        self.unstarted: set[int] = set()
+        """Fences of messages that were claimed and that no slot has begun yet."""
+        self._sweepers: list[Callable[[], None]] = []
         self._claims: list[float] = []
         """When each claim that is under way was sent (monotonic seconds)."""
         self._suspect_until = 0.0
@@ -102,7 +111,7 @@ class Desk:
         if not self.suspects or time.monotonic() < self._recover_at:
             return
         self._recover_at = time.monotonic() + RECOVER_EVERY_S
-        known = [*self.running, *self.finisher.unwritten]
+        known = [*self.running, *self.unstarted, *self.finisher.unwritten]
         # A claim whose answer is still on its way is not lost: only what is older than all of those.
         waited_s = time.monotonic() - min(self._claims, default=time.monotonic())
         older_ms = int((waited_s + RECOVER_EVERY_S) * 1000)
@@ -111,6 +120,23 @@ class Desk:
             telemetry.log.warning(
                 telemetry.line("claims.given_back", count=count, why="their answer was lost")
             )
+
+    def on_sweep(self, sweep: Callable[[], None]) -> None:
+        """`sweep` is called when messages may have appeared behind a watermark."""
+        self._sweepers.append(sweep)
+
+    async def watch_transactions(self) -> None:
+        """Have every lane swept when a transaction ends that was open for long (see watermark)."""
+        long = LongTransactions()
+        sql = (
+            "SELECT coalesce(array_agg(x::text::bigint), '{}') FROM pg_snapshot_xip(pg_current_snapshot()) x"
+        )
+        while True:
+            await anyio.sleep(WATCH_EVERY_S)
+            with suppress(BusUnavailable):
+                if long.ended(await self.bus.db.fetch_value(sql)):
+                    for sweep in self._sweepers:
+                        sweep()
 
 
 class Consumer:
@@ -127,6 +153,13 @@ class Consumer:
         self._desk = desk
         self._settings = settings
         self._runner = Runner(name, role, self._thread_ended)
+        self._watermarks = {lane: Watermark() for lane in self.lanes}
+        self._slots: TaskGroup
+        self._ready: deque[Message] = deque()
+        """Claimed, and begun by nobody yet: for the moment until a slot runs."""
+        self._slot_starts = False
+        self._full = False
+        """Every slot is taken, and the feed waits for one."""
         self._abandoned: set[Running] = set()
         self._unflushed: set[Running] = set()
         self._chunk = anyio.Event()
@@ -137,7 +170,8 @@ class Consumer:
         self._outage = telemetry.Outage(f"consumer.{name}")
         for lane in self.lanes:
             desk.listener.on_lane(lane, self._wake)
-        desk.listener.on_connect(self._forget_sleep)
+        desk.listener.on_connect(self._reconnected)
+        desk.on_sweep(self._swept)
 
     @property
     def abandoned(self) -> int:
@@ -154,22 +188,26 @@ class Consumer:
         try:
             async with anyio.create_task_group() as side:
                 side.start_soon(self._flush_late)
-                async with anyio.create_task_group() as handlers:
-                    await self._feed(handlers)
+                async with anyio.create_task_group() as slots:
+                    self._slots = slots
+                    await self._feed()
                 side.cancel_scope.cancel()
         finally:
             self._desk.suspect()  # a claim may have been cut off
+            self._give_back_unstarted()
 
-    async def _feed(self, handlers: TaskGroup) -> None:
+    async def _feed(self) -> None:
         poll_s, full = POLL_FIRST_S, 0
         while not self._stopping:
             self._wakeup = anyio.Event()  # before the claim: a wakeup during it must not be lost
-            asked = self.free
-            if asked == 0:
+            await self._desk.finisher.room()
+            asked = min(self.free, BATCH)
+            self._full = asked == 0
+            if self._full:
                 await self._wait(self._desk.poll_s)
                 continue
             try:
-                got, due_s = await self._claim(asked, handlers)
+                got, due_s = await self._claim(asked)
                 self._outage.end()
                 full = full + 1 if got == asked else 0
                 if got == asked:
@@ -181,6 +219,7 @@ class Consumer:
             except BusUnavailable as error:
                 self._outage.begin(error)
                 self._desk.suspect()
+                self._sweep()
                 await self._wait(0.5)
                 continue
             woken = await self._wait(min(poll_s, self._longest_poll_s(), due_s or poll_s))
@@ -188,7 +227,7 @@ class Consumer:
 
     # -- claiming ------------------------------------------------------------------------------
 
-    async def _claim(self, asked: int, handlers: TaskGroup) -> tuple[int, float | None]:
+    async def _claim(self, asked: int) -> tuple[int, float | None]:
         """One claim per lane until the slots are full; how many came, and when a retry is due."""
         got, soonest = 0, None
         lease = self._desk.lease
@@ -198,20 +237,17 @@ class Consumer:
         for lane in self.lanes:
             if got == asked:
                 break
+            watermark = self._watermarks[lane]
             with self._desk.claiming():
-                messages, due_s = await self._desk.bus.claim(
-                    lane,
-                    asked - got,
-                    holder=lease.holder,
-                    epoch=lease.epoch,
-                    timeout_ms=self._desk.timeout_ms,
-                )
-            for message in messages:
-                self.free -= 1
-                handlers.start_soon(self._process, message)
-            got += len(messages)
-            if due_s is not None:
-                soonest = due_s if soonest is None else min(soonest, due_s)
+                claimed = await self._desk.bus.claim(
+                    lane, asked - got, holder=lease.holder, epoch=lease.epoch,
+                    timeout_ms=self._desk.timeout_ms, after=watermark.after(),
+                )  # fmt: skip
+                self._start(claimed.messages)
+            watermark.claimed(claimed.marks, full=len(claimed.messages) == asked - got)
+            got += len(claimed.messages)
+            if claimed.due_s is not None:
+                soonest = claimed.due_s if soonest is None else min(soonest, claimed.due_s)
         return got, soonest
 
     def _wake(self) -> None:
@@ -245,41 +281,94 @@ class Consumer:
             self._asleep = None
             await self._desk.bus.awake_on(self.lanes, self._desk.lease.epoch)
 
-    def _forget_sleep(self) -> None:
+    def _reconnected(self) -> None:
         self._asleep = None  # bus_idle is UNLOGGED: after a crash of Postgres it is empty
+        self._sweep()
+
+    def _swept(self) -> None:
+        self._sweep()
+        self._wake()
+
+    def _sweep(self) -> None:
+        for watermark in self._watermarks.values():
+            watermark.sweep()
 
     # -- one message ---------------------------------------------------------------------------
 
-    async def _process(self, message: Message) -> None:
-        started = time.monotonic()
-        desk = self._desk
-        ctx = Context(message, None, desk.bus, self._settings)
-        running = desk.running[message.fence] = Running(ctx)
-        ctx.on_chunk = lambda: self._flush_soon(running)
-        if not desk.lease.stands:
-            running.stop("lease")
-        outcome = None
-        try:
-            outcome = await self._runner.run(running)
-            if outcome is not None:
-                await desk.finisher.submit(outcome, self._note(ctx, outcome, started))
-        except anyio.get_cancelled_exc_class():
-            # This consumer is being stopped: give the message back now, not at the end of the lease.
-            ctx.cancel()
-            outcome = outcome or ctx.outcome("released")
-            desk.finisher.submit_last(outcome, self._note(ctx, outcome, started))
-            raise
-        finally:
-            del desk.running[message.fence]
-            self._give_slot_back(running)
+    def _start(self, messages: Sequence[Message]) -> None:
+        self.free -= len(messages)
+        self._desk.unstarted.update([message.fence for message in messages])
+        self._ready.extend(messages)
+        self._runner.traced = telemetry.traced()
+        self._start_slot()
 
-    def _note(self, ctx: Context, outcome: Outcome, started: float) -> Note:
-        message = ctx.message
-        return Note(
-            key=message.key, attempt=message.attempts, max_attempts=message.max_attempts,
-            queued_ms=message.queued_ms, run_ms=(time.monotonic() - started) * 1000,
-            trace_id=telemetry.trace_id(message.traceparent or outcome.traceparent),
-        )  # fmt: skip
+    def _start_slot(self) -> None:
+        if self._ready and not self._slot_starts:
+            self._slot_starts = True
+            self._slots.start_soon(self._slot)
+
+    async def _slot(self) -> None:
+        """Handles one message after the other, as long as there are any that nobody has begun.
+
+        Before it begins one it has the next slot started, which the loop runs as soon as this handler
+        waits for something. So handlers run side by side, but a task and a cancel scope are made for each
+        handler that waits, not for each message: they cost more than all the rest of the way.
+        """
+        self._slot_starts = False
+        while self._ready:
+            with anyio.CancelScope() as scope:
+                await self._handle_ready(scope)
+
+    async def _handle_ready(self, scope: anyio.CancelScope) -> None:
+        turn_ends = time.monotonic() + TURN_S
+        while self._ready and not scope.cancel_called:
+            message = self._ready.popleft()
+            self._start_slot()
+            running = self._begin(message, scope)
+            outcome: Outcome | None = None
+            try:
+                outcome = await self._run(running)
+            except anyio.get_cancelled_exc_class():
+                outcome = self._cut_off(running, by_us=scope.cancel_called)
+                raise
+            finally:
+                self._end(running, outcome)
+            if time.monotonic() > turn_ends:  # the network must not wait for 500 handlers
+                await anyio.lowlevel.checkpoint()
+                turn_ends = time.monotonic() + TURN_S
+
+    async def _run(self, running: Running) -> Outcome | None:
+        if not self._desk.lease.stands:
+            return running.ctx.outcome("released")
+        return await self._runner.run(running)
+
+    def _cut_off(self, running: Running, *, by_us: bool) -> Outcome | None:
+        if by_us:
+            return stopped(running)
+        # The whole consumer is being stopped: give the message back now, not at the end of the lease.
+        running.ctx.cancel()
+        return running.ctx.outcome("released")
+
+    def _begin(self, message: Message, scope: anyio.CancelScope) -> Running:
+        ctx = Context(message, None, self._desk.bus, self._settings)
+        running = self._desk.running[message.fence] = Running(ctx, scope)
+        ctx.on_chunk = functools.partial(self._flush_soon, running)
+        self._desk.unstarted.discard(message.fence)
+        return running
+
+    def _end(self, running: Running, outcome: Outcome | None) -> None:
+        message = running.ctx.message
+        if outcome is not None:
+            self._desk.finisher.submit(outcome, Note(message, time.monotonic() - running.began))
+        del self._desk.running[message.fence]
+        self._give_slot_back(running)
+
+    def _give_back_unstarted(self) -> None:
+        for message in self._ready:
+            released = Outcome(id=message.id, fence=message.fence, kind="released")
+            self._desk.finisher.submit(released, Note(message, 0.0))
+            self._desk.unstarted.discard(message.fence)
+        self._ready.clear()
 
     def _give_slot_back(self, running: Running) -> None:
         """At once, or when the abandoned thread has ended."""
@@ -289,13 +378,16 @@ class Consumer:
             telemetry.log.warning(telemetry.line("handler.abandoned", role=self.name,
                 id=running.ctx.message_id, threads=len(self._abandoned)))  # fmt: skip
         else:
-            self.free += 1
-            self._wake()
+            self._free_slot()
 
     def _thread_ended(self, running: Running) -> None:
         if running in self._abandoned:
             self._abandoned.remove(running)
-            self.free += 1
+            self._free_slot()
+
+    def _free_slot(self) -> None:
+        self.free += 1
+        if self._full:  # only then is anybody waiting for a slot
             self._wake()
 
     # -- streamed answers ----------------------------------------------------------------------

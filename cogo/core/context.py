@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,7 +13,7 @@ import anyio
 import msgspec
 
 from . import telemetry
-from .bus import Bus, check_key, check_options, encode_jsonb
+from .bus import Bus, check_key, check_options
 from .db import Connection, Database, Params
 from .errors import (
     BudgetExceeded,
@@ -23,7 +24,8 @@ from .errors import (
     ModelDenied,
     RoutingInvalid,
 )
-from .model import Assignment, BusEvent, Delegate, FollowUp, Message, Outcome, RoutingKey
+from .model import Assignment, BusEvent, Delegate, FollowUp, Message, Outcome, OutcomeKind, RoutingKey
+from .text import encode_jsonb
 
 SNIPPET_BYTES = 16_000
 """A longer result goes to cogo.artifacts; result_url names it."""
@@ -86,7 +88,8 @@ class ContextBus:
             raise MessageState(
                 "the message has ended already, nothing can leave with its finish; use now=True"
             )
-        self._ctx.follow_ups.append(
+        self._ctx.follow_ups = follow_ups = self._ctx.follow_ups or []
+        follow_ups.append(
             self._ctx.follow_up(to, payload, key=idempotency_key, priority=priority, ttl_ms=ttl_ms)
         )
         return None
@@ -95,31 +98,41 @@ class ContextBus:
 class Context:
     """One attempt at one message. Every method checks the claim by its fence where it writes."""
 
+    # One is made for each message, so what most handlers never touch is made on first use.
+    on_extend: Callable[[float], None] | None = None
+    on_chunk: Callable[[], None] | None = None
+    """Called when progress lies unwritten, so that somebody writes it soon."""
+    finished: str | None = None
+    """The status, once a transaction of the handler has finished the message."""
+    follow_ups: list[FollowUp] | None = None
+    events: list[BusEvent] | None = None
+    _chunks: list[tuple[str, Any]] | None = None
+    _chunks_sent = 0.0
+    _flushing: anyio.Lock | None = None
+    _cancelled = False
+
     def __init__(self, message: Message, assignment: Assignment | None, bus: Bus, settings: Any) -> None:
         self.message = message
         self.assignment = assignment
         self.settings = settings
         self.db: Database = bus.db
-        self.bus = ContextBus(self, bus)
         self.log: logging.Logger = telemetry.log
-        self.traceparent = message.traceparent or telemetry.new_traceparent()
-        now = time.monotonic()
-        self.deadline = None if message.runtime_s is None else now + message.runtime_s
+        since = message.claimed_at or time.monotonic()
+        self.deadline = None if message.runtime_s is None else since + message.runtime_s
         """Monotonic seconds at which the handler is cancelled."""
-        self.expires = None if message.expires_in_s is None else now + message.expires_in_s
+        self.expires = None if message.expires_in_s is None else since + message.expires_in_s
         """Monotonic seconds at which the request's time to live ends."""
-        self.follow_ups: list[FollowUp] = []
-        self.events: list[BusEvent] = []
-        self.finished: str | None = None
-        """The status, once a transaction of the handler has finished the message."""
-        self.on_extend: Callable[[float], None] | None = None
-        self.on_chunk: Callable[[], None] | None = None
-        """Called when progress lies unwritten, so that somebody writes it soon."""
         self._bus = bus
-        self._chunks: list[tuple[str, Any]] = []
-        self._chunks_sent = 0.0
-        self._flushing: anyio.Lock | None = None
-        self._cancelled = False
+
+    @functools.cached_property
+    def bus(self) -> ContextBus:
+        """Messages that leave with this one's finish, or at once."""
+        return ContextBus(self, self._bus)
+
+    @functools.cached_property
+    def traceparent(self) -> str:
+        """The message's own; one without gets a new trace when somebody asks."""
+        return self.message.traceparent or telemetry.new_traceparent()
 
     @property
     def message_id(self) -> int:
@@ -178,7 +191,8 @@ class Context:
         Raises ResultInvalid, ClaimLost.
         """
         encode_jsonb(data)
-        self._chunks.append((kind, data))
+        self._chunks = chunks = self._chunks or []
+        chunks.append((kind, data))
         if time.monotonic() - self._chunks_sent >= CHUNK_EVERY_S:
             await self.flush()
         elif self.on_chunk is not None:
@@ -190,12 +204,12 @@ class Context:
             return
         self._flushing = self._flushing or anyio.Lock()
         async with self._flushing:  # two writers at once would swap the order
-            chunks, self._chunks = self._chunks, []
+            chunks, self._chunks = self._chunks or [], []
             self._chunks_sent = time.monotonic()
             try:
                 current = await self._bus.add_chunks(self.message.id, self.message.fence, chunks)
             except BusUnavailable:
-                self._chunks[:0] = chunks  # an outage must not end the work whose progress this is
+                self._chunks = chunks + self._chunks  # an outage must not end the work whose progress this is
                 return
         if not current:
             raise ClaimLost
@@ -212,7 +226,8 @@ class Context:
     def event(self, kind: str, /, **detail: Any) -> None:
         """An audit event for public.bus_events, written with the finish if the attempt succeeds."""
         encode_jsonb(detail)
-        self.events.append(BusEvent(kind=kind, detail=detail))
+        self.events = events = self.events or []
+        events.append(BusEvent(kind=kind, detail=detail))
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -233,15 +248,15 @@ class Context:
 
     # -- how an attempt ends; for the consumer --------------------------------------------------
 
-    def outcome(self, kind: Any, **fields: Any) -> Outcome:
+    def outcome(self, kind: OutcomeKind, **fields: Any) -> Outcome:
         """An outcome with what the handler gathered: follow-ups and events leave only if it succeeded."""
-        success = kind in ("done", "delegated")
-        follow_ups = [*self.follow_ups, *fields.pop("follow_ups", ())] if success else ()
-        carries = bool(follow_ups or self.events)
+        message = self.message
+        gathered = [*(self.follow_ups or ()), *fields.pop("follow_ups", ())]
+        if kind not in {"done", "delegated"} or not (gathered or self.events):
+            return Outcome(id=message.id, fence=message.fence, kind=kind, **fields)
         return Outcome(
-            id=self.message.id, fence=self.message.fence, kind=kind, follow_ups=follow_ups,
-            events=self.events if success else (),
-            traceparent=self.traceparent if carries else None, **fields,
+            id=message.id, fence=message.fence, kind=kind, follow_ups=gathered, events=self.events or (),
+            traceparent=self.traceparent, **fields,
         )  # fmt: skip
 
     def delegated(self, to: Delegate) -> Outcome:
@@ -249,6 +264,8 @@ class Context:
 
     async def done(self, result: Any) -> Outcome:
         """The outcome for a returned value; a long one is stored as an artifact first."""
+        if result is None:
+            return self.outcome("done", snippet="null")
         return await self._ended(encode_jsonb(result), None)
 
     async def _ended(self, ending: str | FollowUp, conn: Connection | None) -> Outcome:

@@ -14,37 +14,38 @@ import anyio
 import msgspec
 
 from . import telemetry
-from .bus import Bus, printable
+from .bus import Bus
 from .errors import BusUnavailable, ResultInvalid
-from .model import Outcome, RoutingKey
+from .model import Message, Outcome
+from .text import printable
 
 BATCH = 500
 BACKLOG = 2_000
+WRITERS = 2
+"""While one batch waits for its commit, the next is sent on another connection."""
 
 
 class Note(msgspec.Struct, frozen=True):
     """What the log line of an outcome says besides the outcome."""
 
-    key: RoutingKey
-    attempt: int
-    max_attempts: int
-    queued_ms: float
-    run_ms: float
-    trace_id: str | None
+    message: Message
+    run_s: float
 
 
 def log_end(outcome: Outcome, note: Note, status: str | None) -> None:
     """Exactly one line per ended attempt. status None: the claim was lost, nothing was written."""
-    level = logging.INFO if status in ("done", "waiting") else logging.WARNING
-    if telemetry.log.isEnabledFor(level):
-        telemetry.log.log(level, telemetry.line(
-            f"message.{status or 'claim_lost'}", id=outcome.id, key=note.key,
-            attempt=f"{note.attempt}/{note.max_attempts}", error=outcome.error, queue_ms=note.queued_ms,
-            run_ms=note.run_ms, trace=note.trace_id))  # fmt: skip
+    level = logging.INFO if status in {"done", "waiting"} else logging.WARNING
+    if not telemetry.log.isEnabledFor(level):
+        return
+    message = note.message
+    telemetry.log.log(level, telemetry.line(
+        f"message.{status or 'claim_lost'}", id=outcome.id, key=message.key,
+        attempt=f"{message.attempts}/{message.max_attempts}", error=outcome.error, queue_ms=message.queued_ms,
+        run_ms=note.run_s * 1000, trace=telemetry.trace_id(message.traceparent or outcome.traceparent)))  # fmt: skip
 
 
 class Finisher:
-    """One per process; `submit` waits while BACKLOG outcomes are unwritten."""
+    """One per process. Who claims waits for `room` first, so at most BACKLOG outcomes wait to be written."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -52,21 +53,29 @@ class Finisher:
         self._more = anyio.Event()
         self._room = anyio.Event()
         self._closed = False
+        self._writing = 0
         self._scope = anyio.CancelScope()
         self._outage = telemetry.Outage("finish")
         self.unwritten: set[int] = set()
         """Fences of the outcomes that the database has neither accepted nor refused yet."""
 
-    async def submit(self, outcome: Outcome, note: Note) -> None:
+    async def room(self) -> None:
+        """Wait while BACKLOG outcomes are unwritten."""
         while len(self._waiting) >= BACKLOG:
             await self._room.wait()
-        self.submit_last(outcome, note)
 
-    def submit_last(self, outcome: Outcome, note: Note) -> None:
-        """Submit without waiting: from a task that is being cancelled."""
+    def submit(self, outcome: Outcome, note: Note) -> None:
+        """Never waits: also for a task that is being cancelled."""
         self.unwritten.add(outcome.fence)
         self._waiting.append((outcome, note))
-        self._more.set()
+        if self._worth_writing():
+            self._more.set()
+
+    def _worth_writing(self) -> bool:
+        # A second batch is worth its commit only when it is large; else it would split the first one's successor.
+        return bool(self._waiting) and (
+            self._writing == 0 or (self._writing < WRITERS and len(self._waiting) >= BATCH // 2)
+        )
 
     def close(self, within_s: float) -> None:
         """No more outcomes come; `run` returns when all are written, or after `within_s` without them.
@@ -80,12 +89,21 @@ class Finisher:
     async def run(self) -> None:
         """Write what is submitted, until close()."""
         with self._scope:
-            while self._waiting or not self._closed:
-                if self._waiting:
-                    await self._write(self._next_batch())
-                else:
-                    self._more = anyio.Event()
-                    await self._more.wait()
+            async with anyio.create_task_group() as writers:
+                while self._waiting or not self._closed:
+                    if self._worth_writing():
+                        self._writing += 1
+                        writers.start_soon(self._write_one, self._next_batch())
+                    else:
+                        self._more = anyio.Event()
+                        await self._more.wait()
+
+    async def _write_one(self, batch: list[tuple[Outcome, Note]]) -> None:
+        try:
+            await self._write(batch)
+        finally:
+            self._writing -= 1
+            self._more.set()
 
     def _next_batch(self) -> list[tuple[Outcome, Note]]:
         batch: dict[int, tuple[Outcome, Note]] = {}
@@ -94,8 +112,9 @@ class Finisher:
         while self._waiting and len(batch) < BATCH and self._waiting[0][0].id not in batch:
             one = self._waiting.popleft()
             batch[one[0].id] = one
-        self._room.set()
-        self._room = anyio.Event()
+        if len(self._waiting) < BACKLOG:
+            self._room.set()
+            self._room = anyio.Event()
         return list(batch.values())
 
     async def _write(self, batch: list[tuple[Outcome, Note]]) -> None:

@@ -106,6 +106,8 @@ class Message(msgspec.Struct, frozen=True):
     """Seconds until expires_at; None without a ttl."""
     queued_ms: float = 0.0
     max_attempts: int = 5
+    claimed_at: float | None = None
+    """Monotonic seconds when the claim was sent; None for one that was made by hand."""
 
 
 class FollowUp(msgspec.Struct, frozen=True, kw_only=True):

@@ -263,6 +263,7 @@ async def _work(runtime: Runtime, services: Sequence[Service], ready: Callable[[
                 await stack.enter_async_context(lifespan)
         async with anyio.create_task_group() as work, anyio.create_task_group() as loops:
             work.start_soon(finisher.run)
+            loops.start_soon(desk.watch_transactions)
             for name, loop in _loops(runtime, bool(consumers)).items():
                 loops.start_soon(supervise, name, loop, runtime)
             async with anyio.create_task_group() as busy:

@@ -13,11 +13,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from opentelemetry import trace
 from opentelemetry.trace import Link, SpanContext, SpanKind, TraceFlags
+
+if TYPE_CHECKING:
+    from .model import Message
 
 log = logging.getLogger("cogo")
 
@@ -91,24 +94,27 @@ def _creation_link(traceparent: str | None) -> list[Link]:
 _tracer = trace.get_tracer("cogo")
 
 
+def traced() -> bool:
+    """False while nobody has configured an SDK: then spans are not even made."""
+    return not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+
+
 @contextmanager
-def process_span(destination: str, message_id: int, traceparent: str | None) -> Iterator[None]:
+def process_span(message: Message) -> Iterator[None]:
     """The span of one handled message, linked to the span that enqueued it.
 
-    Names follow OpenTelemetry's messaging conventions; skipped while no SDK is configured.
+    Names follow OpenTelemetry's messaging conventions.
     """
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        yield
-        return
+    destination = f"{message.key.service}/{message.key.role}"
     with _tracer.start_as_current_span(
         f"process {destination}",
         kind=SpanKind.CONSUMER,
-        links=_creation_link(traceparent),
+        links=_creation_link(message.traceparent),
         attributes={
             "messaging.system": "cogo",
             "messaging.operation.name": "process",
             "messaging.destination.name": destination,
-            "messaging.message.id": str(message_id),
+            "messaging.message.id": str(message.id),
         },
     ):
         yield

@@ -17,7 +17,7 @@ $$;
 CREATE OR REPLACE FUNCTION cogo.bucket(p_from timestamptz, p_to timestamptz) RETURNS smallint
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
   SELECT least(127, greatest(0, floor(
-    ln(greatest(extract(epoch FROM p_to - p_from) * 10000.0, 1.0)) / ln(1.2))))::smallint
+    ln(greatest(date_part('epoch', p_to - p_from) * 10000.0, 1.0)) / 0.1823215567939546)))::smallint  -- ln 1.2
 $$;
 
 -- Tell the processes that sleep on a lane. Wakeups carry no data: truth is in the table.
@@ -36,8 +36,10 @@ END $$;
 CREATE OR REPLACE FUNCTION cogo.wake_waiters(p_ids bigint[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
-  PERFORM pg_notify('cogo', 'result:' || w.message_id)
-  FROM (SELECT DISTINCT message_id FROM cogo.bus_waiters WHERE message_id = ANY (p_ids)) w;
+  IF EXISTS (SELECT FROM cogo.bus_waiters) THEN
+    PERFORM pg_notify('cogo', 'result:' || w.message_id)
+    FROM (SELECT DISTINCT message_id FROM cogo.bus_waiters WHERE message_id = ANY (p_ids)) w;
+  END IF;
 END $$;
 
 -- What every end of a message brings with it, except on the hot path of finish(), which has the

@@ -5,14 +5,16 @@
 -- are returned. MATERIALIZED, or a nested loop may run the LIMIT again and claim too many. The
 -- planner switches keep a plan that was cached on an empty table from becoming a scan of millions.
 --
+-- p_after: for each priority 0..3 the seq after which to look. It only spares the walk over entries of
+-- messages that have left the lane; the caller looks behind it often enough (cogo/core/watermark.py).
 -- An empty claim answers with one row without id when a retry is due later: runtime_s says when.
 CREATE OR REPLACE FUNCTION cogo.claim(
   p_service text, p_role text, p_shard integer, p_limit integer,
-  p_holder text, p_epoch bigint, p_timeout_ms bigint
+  p_holder text, p_epoch bigint, p_timeout_ms bigint, p_after bigint[]
 ) RETURNS TABLE (
   id bigint, fence bigint, tenant text, payload text, attempts integer, root_id bigint,
   traceparent text, runtime_s double precision, expires_in_s double precision,
-  queued_ms double precision, max_attempts integer
+  queued_ms double precision, max_attempts integer, priority smallint, seq bigint
 )
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
@@ -22,9 +24,16 @@ SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   v_now timestamptz := cogo.now();
   v_lane cogo.bus_lanes;
+  v_timeout interval;
 BEGIN
   SELECT * INTO v_lane FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role;
   IF v_lane.paused_at IS NOT NULL THEN RETURN; END IF;
+  IF v_lane.fair OR v_lane.limits <> '{}' OR v_lane.paused_tenants <> '{}' THEN
+    RETURN QUERY SELECT * FROM cogo.claim_fair(
+      p_service, p_role, p_shard, p_limit, p_holder, p_epoch, p_timeout_ms, p_after);
+    RETURN;
+  END IF;
+  v_timeout := coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms';
   RETURN QUERY
   WITH c AS MATERIALIZED (
     SELECT b.id FROM (
@@ -33,35 +42,52 @@ BEGIN
         WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
           AND m.status = 'queued' AND m.retry_at IS NOT NULL AND m.retry_at <= v_now
           AND (m.expires_at IS NULL OR m.expires_at > v_now)
+          AND (m.ordering_key IS NULL
+            OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
         ORDER BY m.retry_at LIMIT greatest(1, p_limit / 2) FOR UPDATE SKIP LOCKED) due
       UNION ALL
       SELECT ready.id FROM (VALUES (0::smallint), (1), (2), (3)) AS level(priority) CROSS JOIN LATERAL (
         SELECT m.id FROM public.agent_messages m
         WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
           AND m.priority = level.priority AND m.status = 'queued' AND m.retry_at IS NULL
+          AND m.seq > p_after[level.priority + 1]
           AND (m.expires_at IS NULL OR m.expires_at > v_now)
+          AND (m.ordering_key IS NULL
+            OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
         ORDER BY m.seq LIMIT p_limit FOR UPDATE SKIP LOCKED) ready
     ) b LIMIT p_limit
   )
   UPDATE public.agent_messages m SET
     status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
     attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
-    deadline_at = least(m.expires_at,
-                        v_now + coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms')
+    deadline_at = least(m.expires_at, v_now + v_timeout)
   FROM c WHERE m.id = c.id
   RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
-    extract(epoch FROM m.deadline_at - v_now)::double precision,
-    extract(epoch FROM m.expires_at - v_now)::double precision,
-    extract(epoch FROM v_now - m.created_at)::double precision * 1000,
-    coalesce(v_lane.max_attempts, 5);
+    date_part('epoch', m.deadline_at - v_now), date_part('epoch', m.expires_at - v_now),
+    date_part('epoch', v_now - m.created_at) * 1000, coalesce(v_lane.max_attempts, 5), m.priority, m.seq;
   IF NOT FOUND THEN
     RETURN QUERY
       SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::bigint, NULL::text,
-        extract(epoch FROM m.retry_at - v_now)::double precision, NULL::double precision,
-        NULL::double precision, NULL::integer
+        date_part('epoch', m.retry_at - v_now), NULL::double precision,
+        NULL::double precision, NULL::integer, NULL::smallint, NULL::bigint
       FROM public.agent_messages m
       WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
         AND m.status = 'queued' AND m.retry_at IS NOT NULL
       ORDER BY m.retry_at LIMIT 1;
   END IF;
 END $$;
+
+-- As the first version called it: without a watermark.
+CREATE OR REPLACE FUNCTION cogo.claim(
+  p_service text, p_role text, p_shard integer, p_limit integer,
+  p_holder text, p_epoch bigint, p_timeout_ms bigint
+) RETURNS TABLE (
+  id bigint, fence bigint, tenant text, payload text, attempts integer, root_id bigint,
+  traceparent text, runtime_s double precision, expires_in_s double precision,
+  queued_ms double precision, max_attempts integer
+)
+LANGUAGE sql SECURITY INVOKER SET search_path = '' AS $$
+  SELECT c.id, c.fence, c.tenant, c.payload, c.attempts, c.root_id, c.traceparent, c.runtime_s,
+    c.expires_in_s, c.queued_ms, c.max_attempts
+  FROM cogo.claim(p_service, p_role, p_shard, p_limit, p_holder, p_epoch, p_timeout_ms, '{0,0,0,0}') c
+$$;

@@ -16,7 +16,9 @@ LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
 SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
-DECLARE v_now timestamptz := cogo.now();
+DECLARE
+  v_now timestamptz := cogo.now();
+  v_ids bigint[]; v_fences bigint[]; v_statuses text[];
 BEGIN
   IF 'retry' = ANY (p_kinds) THEN  -- the last attempt ends the message
     SELECT array_agg(CASE WHEN u.kind = 'retry' AND m.attempts >= cogo.max_attempts(m.service, m.role)
@@ -24,9 +26,9 @@ BEGIN
     FROM unnest(p_ids, p_kinds) WITH ORDINALITY AS u(id, kind, n)
     LEFT JOIN public.agent_messages m ON m.id = u.id;
   END IF;
-  RETURN QUERY
   WITH u AS (
-    SELECT * FROM unnest(p_ids, p_fences, p_kinds, p_snippets, p_urls, p_errors, p_retry_ms, p_traces)
+    SELECT u.id, u.fence, coalesce(u.kind, 'done') AS kind, u.snippet, u.url, u.error, u.retry_ms, u.trace
+    FROM unnest(p_ids, p_fences, p_kinds, p_snippets, p_urls, p_errors, p_retry_ms, p_traces)
       AS u(id, fence, kind, snippet, url, error, retry_ms, trace)
   ), policy AS MATERIALIZED (
     SELECT * FROM cogo.bus_lanes
@@ -51,20 +53,7 @@ BEGIN
       traceparent = coalesce(m.traceparent, u.trace)
     FROM u WHERE m.id = u.id AND m.fence = u.fence AND u.fence > 0
     RETURNING m.id, u.fence, u.kind, m.status, m.service, m.role, m.shard, m.tenant, m.trace_id,
-      m.error, m.attempts, m.claimed_by, m.created_at, m.claimed_at, m.expires_at, m.reply_to,
-      coalesce(m.root_id, m.id) AS root
-  ), kids AS (
-    INSERT INTO public.agent_messages (service, role, shard, tenant, payload, priority, idempotency_key,
-      traceparent, root_id, reply_to, reply_fence, expires_at)
-    SELECT f.service, f.role, f.shard, f.tenant, f.payload, f.priority, f.key, f.traceparent, fin.root,
-      CASE WHEN f.delegate THEN fin.id END, CASE WHEN f.delegate THEN fin.fence END,
-      least(fin.expires_at, v_now + f.ttl_ms * interval '1 ms')
-    FROM ROWS FROM (jsonb_to_recordset(p_follow) AS (parent bigint, fence bigint, service text, role text, shard integer,
-      tenant text, payload jsonb, key text, priority smallint, traceparent text, delegate boolean,
-      ttl_ms bigint)) WITH ORDINALITY AS f
-    JOIN fin ON fin.id = f.parent AND fin.fence = f.fence AND fin.kind IN ('done', 'delegated')
-    ORDER BY f.ordinality
-    ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+      m.error, m.attempts, m.claimed_by, m.created_at, m.claimed_at, m.reply_to
   ), ends AS (
     SELECT fin.*, CASE WHEN fin.status = 'queued' THEN 'retry' ELSE fin.status END AS suffix, p.events
     FROM fin LEFT JOIN policy p ON p.service = fin.service AND p.role = fin.role
@@ -72,12 +61,9 @@ BEGIN
   ), audit AS (
     INSERT INTO public.bus_events
       (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
-    SELECT e.kind, fin.id, fin.trace_id, fin.tenant, fin.service, fin.role, fin.shard, fin.claimed_by, e.detail
-    FROM jsonb_to_recordset(p_events) AS e(id bigint, fence bigint, kind text, detail jsonb)
-    JOIN fin ON fin.id = e.id AND fin.fence = e.fence
-    UNION ALL
     SELECT coalesce(e.events, e.service) || '_' || e.suffix, e.id, e.trace_id, e.tenant, e.service, e.role,
-      e.shard, e.claimed_by, jsonb_strip_nulls(jsonb_build_object('error', e.error, 'attempts', e.attempts))
+      e.shard, e.claimed_by, CASE WHEN e.error IS NULL AND e.attempts = 1 THEN '{"attempts": 1}'
+        ELSE jsonb_strip_nulls(jsonb_build_object('error', e.error, 'attempts', e.attempts)) END
     FROM ends e WHERE e.events IS NOT NULL OR e.suffix = 'failed'
     UNION ALL
     SELECT p.events || '_retry', w.id, w.trace_id, w.tenant, w.service, w.role, w.shard, e.claimed_by,
@@ -91,18 +77,52 @@ BEGIN
       cogo.bucket(e.created_at, v_now), count(*)
     FROM ends e GROUP BY 1, 2, 3, 4, 5, 6
   )
-  SELECT fin.id, fin.status FROM fin;
+  SELECT array_agg(fin.id), array_agg(fin.fence), array_agg(fin.status) INTO v_ids, v_fences, v_statuses FROM fin;
+  IF v_ids IS NULL THEN RETURN; END IF;
 
-  UPDATE cogo.budget_holds h SET closed_at = v_now
-  FROM public.agent_messages m
-  WHERE h.root_id = ANY (p_ids) AND h.closed_at IS NULL AND m.id = h.root_id
-    AND m.status IN ('done', 'failed', 'cancelled');
-  PERFORM cogo.wake_waiters(p_ids);
-  IF 'released' = ANY (p_kinds) OR 'retry' = ANY (p_kinds) THEN
+  IF p_follow IS NOT NULL OR p_events IS NOT NULL THEN
+    PERFORM cogo.publish(v_ids, v_fences, p_follow, p_events);
+  END IF;
+  IF EXISTS (SELECT FROM cogo.budget_holds WHERE closed_at IS NULL) THEN
+    UPDATE cogo.budget_holds h SET closed_at = v_now
+    FROM public.agent_messages m
+    WHERE h.root_id = ANY (v_ids) AND h.closed_at IS NULL AND m.id = h.root_id
+      AND m.status IN ('done', 'failed', 'cancelled');
+  END IF;
+  PERFORM cogo.wake_waiters(v_ids);
+  IF 'queued' = ANY (v_statuses) THEN
     PERFORM cogo.wake(m.service, m.role, m.shard)
     FROM (SELECT DISTINCT service, role, shard FROM public.agent_messages
-          WHERE id = ANY (p_ids) AND status = 'queued') m;
+          WHERE id = ANY (v_ids) AND status = 'queued') m;
   END IF;
+  RETURN QUERY SELECT * FROM unnest(v_ids, v_statuses);
+END $$;
+
+-- What accepted outcomes bring with them: follow-up messages and events of the handler's own. Apart from
+-- finish(), whose planner switches would make these joins quadratic.
+CREATE OR REPLACE FUNCTION cogo.publish(p_ids bigint[], p_fences bigint[], p_follow jsonb, p_events jsonb)
+RETURNS void LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+DECLARE v_now timestamptz := cogo.now();
+BEGIN
+  INSERT INTO public.agent_messages (service, role, shard, tenant, payload, priority, idempotency_key,
+    traceparent, root_id, reply_to, reply_fence, expires_at)
+  SELECT f.service, f.role, f.shard, f.tenant, f.payload, f.priority, f.key, f.traceparent,
+    coalesce(p.root_id, p.id),
+    CASE WHEN f.delegate THEN p.id END, CASE WHEN f.delegate THEN f.fence END,
+    least(p.expires_at, v_now + f.ttl_ms * interval '1 ms')
+  FROM ROWS FROM (jsonb_to_recordset(p_follow) AS (parent bigint, fence bigint, service text, role text,
+    shard integer, tenant text, payload jsonb, key text, priority smallint, traceparent text,
+    delegate boolean, ttl_ms bigint)) WITH ORDINALITY AS f
+  JOIN unnest(p_ids, p_fences) AS u(id, fence) ON u.id = f.parent AND u.fence = f.fence
+  JOIN public.agent_messages p ON p.id = f.parent AND p.status IN ('done', 'waiting')
+  ORDER BY f.ordinality
+  ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING;
+
+  INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
+  SELECT e.kind, m.id, m.trace_id, m.tenant, m.service, m.role, m.shard, m.claimed_by, e.detail
+  FROM jsonb_to_recordset(p_events) AS e(id bigint, fence bigint, kind text, detail jsonb)
+  JOIN unnest(p_ids, p_fences) AS u(id, fence) ON u.id = e.id AND u.fence = e.fence
+  JOIN public.agent_messages m ON m.id = e.id;
 END $$;
 
 CREATE OR REPLACE FUNCTION cogo.max_attempts(p_service text, p_role text) RETURNS integer

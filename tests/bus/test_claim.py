@@ -74,7 +74,8 @@ async def test_a_retry_waits_for_its_time_and_the_empty_claim_says_how_long(bus:
     id = await bus.enqueue("t/echo", {})
     (message,) = await hand.claim("t/echo")
     await hand.finish(message, "retry", error="x: y", retry_ms=90_000)
-    found, due_s = await bus.claim(message.key.lane, 5, holder="hand", epoch=hand.epoch, timeout_ms=1_000)
+    claimed = await bus.claim(message.key.lane, 5, holder="hand", epoch=hand.epoch, timeout_ms=1_000)
+    found, due_s = claimed.messages, claimed.due_s
     assert found == []
     assert due_s is not None
     assert 80 < due_s <= 90
@@ -88,7 +89,8 @@ async def test_an_empty_lane_has_no_due_time(bus: Bus) -> None:
     await insert(bus, "t/other")
     await insert(bus, "t/echo", status="done")
     lane = Lane("t", "echo", 0)
-    assert await bus.claim(lane, 5, holder="hand", epoch=1, timeout_ms=1_000) == ([], None)
+    claimed = await bus.claim(lane, 5, holder="hand", epoch=1, timeout_ms=1_000)
+    assert (claimed.messages, claimed.due_s) == ([], None)
 
 
 async def test_what_outlived_its_ttl_is_not_handed_out(bus: Bus, dsn: str) -> None:

@@ -42,7 +42,7 @@ def outcome(message: Message, kind: Any = "done", **fields: Any) -> Outcome:
 
 
 def note(message: Message) -> Note:
-    return Note(key=message.key, attempt=1, max_attempts=5, queued_ms=0.0, run_ms=0.0, trace_id=None)
+    return Note(message, 0.0)
 
 
 async def claimed(bus: Bus, count: int) -> list[Message]:
@@ -69,7 +69,7 @@ async def test_one_bad_outcome_does_not_hold_up_the_others(bus: Bus, what: str) 
     async with finishing(bus) as finisher:
         for n, message in enumerate(messages):
             good = outcome(message, snippet="1")
-            await finisher.submit(outcome(message, **fields) if n == 4 else good, note(message))
+            finisher.submit(outcome(message, **fields) if n == 4 else good, note(message))
     statuses = [(await row(bus, message.id))["status"] for message in messages]
     assert statuses == ["done"] * 4 + ["failed"] + ["done"] * 4
     assert (await row(bus, messages[4].id))["error"].startswith(
@@ -88,9 +88,9 @@ async def test_an_answer_that_was_lost_is_asked_for_again(
     async with proxied(dsn) as proxy, bus_on(proxy.dsn) as far:
         proxy.lose_answers_to = b"cogo.finish"
         async with finishing(far) as finisher:
-            await finisher.submit(outcome(done, events=[BusEvent(kind="seen")]), note(done))
-            await finisher.submit(outcome(waiting, "delegated", follow_ups=[child("t/next")]), note(waiting))
-            await finisher.submit(outcome(retried, "retry", error="x: y"), note(retried))
+            finisher.submit(outcome(done, events=[BusEvent(kind="seen")]), note(done))
+            finisher.submit(outcome(waiting, "delegated", follow_ups=[child("t/next")]), note(waiting))
+            finisher.submit(outcome(retried, "retry", error="x: y"), note(retried))
         assert proxy.lost == 1
     assert [(await row(bus, m.id))["status"] for m in (done, waiting, retried)] == [
         "done",
@@ -110,7 +110,7 @@ async def test_a_stale_outcome_is_told_as_lost(bus: Bus, caplog: pytest.LogCaptu
     (message,) = await claimed(bus, 1)
     await bus.cancel(message.id, actor="test")
     async with finishing(bus) as finisher:
-        await finisher.submit(outcome(message), note(message))
+        finisher.submit(outcome(message), note(message))
     assert "message.claim_lost" in caplog.text
     assert finisher.unwritten == set()
 
@@ -124,8 +124,8 @@ async def test_two_claims_of_one_message_are_told_apart(bus: Bus, caplog: pytest
     await hand.finish(first, "released")
     (second,) = await hand.claim("t/echo")
     async with finishing(bus) as finisher:
-        await finisher.submit(outcome(first, snippet='"late"'), note(first))
-        await finisher.submit(outcome(second, snippet='"current"'), note(second))
+        finisher.submit(outcome(first, snippet='"late"'), note(first))
+        finisher.submit(outcome(second, snippet='"current"'), note(second))
     assert (await bus.result(first.id)).value == "current"
     lines = [
         record.message.split(" ")[0] for record in caplog.records if record.message.startswith("message.")
@@ -138,13 +138,13 @@ async def test_outcomes_wait_for_the_database(dsn: str, bus: Bus) -> None:
     async with proxied(dsn) as proxy, bus_on(proxy.dsn) as far, finishing(far) as finisher:
         async with proxy.away():
             for message in messages:
-                await finisher.submit(outcome(message), note(message))
+                finisher.submit(outcome(message), note(message))
             await anyio.wait_all_tasks_blocked()
             assert finisher.unwritten == {message.fence for message in messages}
     assert await counts(bus) == {"done": 5}
 
 
-async def test_a_full_backlog_holds_up_the_producer(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_backlog_holds_up_who_claims(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finishers, "BACKLOG", 3)
     messages = await claimed(bus, 8)
     finisher = Finisher(bus)
@@ -152,7 +152,8 @@ async def test_a_full_backlog_holds_up_the_producer(bus: Bus, monkeypatch: pytes
 
     async def submit_all() -> None:
         for message in messages:
-            await finisher.submit(outcome(message), note(message))
+            await finisher.room()
+            finisher.submit(outcome(message), note(message))
             submitted.append(message.id)
 
     async with anyio.create_task_group() as tasks:
@@ -170,7 +171,7 @@ async def test_the_end_does_not_wait_for_ever(dsn: str, bus: Bus) -> None:
     (message,) = await claimed(bus, 1)
     async with proxied(dsn) as proxy, bus_on(proxy.dsn) as far, proxy.away():
         finisher = Finisher(far)
-        await finisher.submit(outcome(message), note(message))
+        finisher.submit(outcome(message), note(message))
         finisher.close(within_s=0.2)
         with anyio.fail_after(5):
             await finisher.run()

@@ -138,8 +138,14 @@ async def test_python_and_postgres_agree_on_names(dsn: str) -> None:
     def pattern(constraint: str) -> str:
         return re.findall(r"~ '([^']+)'", found[constraint])[0]
 
-    assert pattern("agent_messages_service") == pattern("agent_messages_role") == model.NAME_PATTERN
-    assert pattern("agent_messages_tenant") == model.TENANT_PATTERN
+    # Postgres is slow at bounded repetition, and each UPDATE checks again: there the length stands apart.
+    for column, ours in (
+        ("service", model.NAME_PATTERN),
+        ("role", model.NAME_PATTERN),
+        ("tenant", model.TENANT_PATTERN),
+    ):
+        assert pattern(f"agent_messages_{column}") == ours.replace("{0,62}", "*")
+        assert f"(length({column}) <= 63)" in found[f"agent_messages_{column}"]
     assert str(model.SHARD_MAX) in found["agent_messages_shard"]
     assert set(re.findall(r"'(\w+)'::text", found["agent_messages_status"])) == set(model.STATUSES)
     whole = model._KEY.pattern

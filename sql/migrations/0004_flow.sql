@@ -1,0 +1,24 @@
+-- Flow control: strict order by key, pauses of tenants, limits and fairness of lanes.
+--
+-- By scope and key, so that the same word used by another tenant is no neighbour. Only rows that have a key
+-- and have not ended are in these two.
+DROP INDEX public.agent_messages_ordering;
+CREATE INDEX agent_messages_keys ON public.agent_messages (service, role, tenant, ordering_key, id)
+  WHERE ordering_key IS NOT NULL AND status IN ('queued', 'claimed', 'waiting');
+-- Who stands at the door of its key: all that are not set aside (cogo.aside()), so about one of each key.
+CREATE INDEX agent_messages_doors ON public.agent_messages (service, role, tenant, ordering_key)
+  WHERE ordering_key IS NOT NULL AND status IN ('queued', 'claimed', 'waiting')
+    AND (retry_at IS NULL OR retry_at < '9999-12-31 00:00:00+00');
+
+-- Keys whose door somebody has to look at again, because a lock kept the last one from it. Insert-only.
+CREATE TABLE cogo.bus_keys (
+  id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  service      text NOT NULL,
+  role         text NOT NULL,
+  tenant       text NOT NULL,
+  ordering_key text NOT NULL
+);
+
+REVOKE ALL ON cogo.bus_keys FROM PUBLIC, anon, authenticated;
+GRANT ALL ON cogo.bus_keys TO service_role;
+GRANT ALL ON ALL SEQUENCES IN SCHEMA cogo TO service_role;
