@@ -43,7 +43,7 @@ GIVEN_UP = (
 """What the server gave up for now: the same statement may pass a moment later."""
 TTL_MAX_MS = 10 * 366 * 86_400_000
 
-ENQUEUE = "SELECT id, created FROM cogo.enqueue(%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s)"
+ENQUEUE = "SELECT id, created FROM cogo.enqueue(%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s)"
 NEW_IDS = "SELECT array_agg(nextval('public.agent_messages_id_seq')) AS ids FROM generate_series(1, %s)"
 COPY_IN = "COPY public.agent_messages (id, service, role, shard, tenant, priority, payload) FROM STDIN"
 RESULT = """
@@ -84,10 +84,10 @@ def answered() -> Iterator[None]:
         raise BusUnavailable(f"the database gave no answer: {str(error) or 'in time'}") from error
 
 
-def check_key(text: str | None) -> str | None:
-    """An idempotency key has 1..255 characters and no NUL."""
+def check_key(text: str | None, kind: str = "idempotency") -> str | None:
+    """An idempotency or ordering key has 1..255 characters and no NUL. Raises Invalid."""
     if text is not None and (not 1 <= len(text) <= 255 or "\x00" in text):
-        raise Invalid("an idempotency key has 1 to 255 characters")
+        raise Invalid(f"an {kind} key has 1 to 255 characters")
     return text
 
 
@@ -100,11 +100,13 @@ async def enqueue(
     traceparent: str | None = None,
     ttl_ms: int | None = None,
     priority: int = 2,
+    ordering_key: str | None = None,
 ) -> tuple[int, bool]:
     """Insert one message on the caller's own connection, inside its transaction if it has one.
 
     Returns (id, created); created is False when the same key came with the same body before. A
-    malformed traceparent starts a new trace, as W3C Trace Context asks.
+    malformed traceparent starts a new trace, as W3C Trace Context asks. Messages of one `ordering_key`
+    (within service, role and tenant) are handled one after the other, in the order of their commits.
     Raises IdempotencyConflict, RoutingInvalid, ResultInvalid, Invalid.
     """
     to = RoutingKey.parse(str(key))
@@ -112,7 +114,7 @@ async def enqueue(
     if traceparent is None or not telemetry.valid_traceparent(traceparent):
         traceparent = telemetry.new_traceparent()
     args = (to.service, to.role, to.shard, to.tenant, encode_jsonb(payload), check_key(idempotency_key),
-            traceparent, ttl_ms, priority)  # fmt: skip
+            traceparent, ttl_ms, priority, check_key(ordering_key, "ordering"))  # fmt: skip
     try:
         cursor = await conn.cursor(row_factory=psycopg.rows.tuple_row).execute(ENQUEUE, args)
     except psycopg.Error as error:

@@ -15,6 +15,7 @@ import anyio
 from . import telemetry
 from .bus import GIVEN_UP
 from .errors import BusUnavailable
+from .watermark import Watermark
 
 if TYPE_CHECKING:
     from .bus import Bus
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 RECLAIM_EVERY_S = 1.0
 RECLAIM_BATCH = 1_000
+LOOKS = ((float("inf"), 30.0, 30.0), (5.0, 0.0, 0.0))
+"""Of the reclaimer: five seconds back each time, and at all claims every half minute."""
 ROLL_UP_EVERY = 10
 ROLL_UP_BATCH = 20_000
 RETAIN_EVERY_S = 3_600.0
@@ -31,15 +34,25 @@ RETAIN_BATCH = 5_000
 _LOCK = "SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))"
 
 
-async def reclaim_once(bus: Bus, settings: Settings, *, roll_up: bool = False) -> int:
-    """One round: put back, expire, cascade, and now and then roll up. How many messages moved."""
+async def reclaim_once(
+    bus: Bus, settings: Settings, *, roll_up: bool = False, mark: Watermark | None = None
+) -> int:
+    """One round: put back, expire, open doors, cascade, now and then roll up. How many messages moved.
+
+    `mark` remembers up to which fence no claim is left, so that a round need not walk over the index
+    entries of all the claims that ended while somebody held a snapshot.
+    """
+    mark = mark or Watermark(looks=LOOKS)
     moved = 0
     async with bus.db.transaction() as conn:
         row = await (await conn.execute(_LOCK, ("cogo.reclaim",))).fetchone()
         if row is None or not next(iter(row.values())):
             return 0
-        args = (RECLAIM_BATCH, settings.lease_ms, settings.reclaim_after_ms)
-        rows = await (await conn.execute("SELECT * FROM cogo.reclaim(%s, %s, %s)", args)).fetchall()
+        after = mark.after()[0]
+        args = (RECLAIM_BATCH, settings.lease_ms, settings.reclaim_after_ms, after)
+        rows = await (await conn.execute("SELECT * FROM cogo.reclaim(%s, %s, %s, %s)", args)).fetchall()
+        oldest = await (await conn.execute("SELECT cogo.oldest_claim(%s) AS fence", (after,))).fetchone()
+        mark.claimed([(0, oldest["fence"] if oldest else 0)], full=True)
         for found in rows:
             telemetry.log.warning(
                 telemetry.line("message.reclaimed", id=found["id"], now=found["status"], why=found["why"])
@@ -48,6 +61,7 @@ async def reclaim_once(bus: Bus, settings: Settings, *, roll_up: bool = False) -
         moved = len(rows) + (expired["n"] if expired else 0)
         if roll_up:
             await _roll_up(conn)
+    await bus.db.execute("SELECT cogo.open_doors(%s)", (RECLAIM_BATCH,))
     return moved + int(await bus.db.fetch_value("SELECT cogo.cascade_cancels()"))
 
 
@@ -61,10 +75,13 @@ async def _roll_up(conn: Connection) -> None:
 async def reclaim(runtime: Runtime) -> None:
     """The reclaimer's loop: a round each second."""
     outage = telemetry.Outage("reclaimer")
+    mark = Watermark(looks=LOOKS)
     turn = 0
     while True:
         try:
-            moved = await reclaim_once(runtime.bus, runtime.settings, roll_up=turn % ROLL_UP_EVERY == 0)
+            moved = await reclaim_once(
+                runtime.bus, runtime.settings, roll_up=turn % ROLL_UP_EVERY == 0, mark=mark
+            )
             outage.end()
         except (BusUnavailable, *GIVEN_UP) as error:
             outage.begin(error)

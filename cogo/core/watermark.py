@@ -52,9 +52,13 @@ class Look:
 class Watermark:
     """The memory of one consumer about one lane."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        looks: Sequence[tuple[float, float, float]] = LOOKS,
+    ) -> None:
         self._clock = clock
-        self._looks = [Look(*about) for about in LOOKS]
+        self._looks = [Look(*about) for about in looks]
         self._front = [0] * PRIORITIES
         self._past: list[tuple[float, tuple[int, ...]]] = []
         """(time, front): from that time on the front was there or further."""

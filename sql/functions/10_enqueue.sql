@@ -2,10 +2,12 @@
 
 -- One message. created = false: the same key with the same body came before (its id is returned).
 -- Raises CG409 when the key was used with another body.
+-- (As the first version had it; calls with its nine arguments now mean the one below.)
+DROP FUNCTION IF EXISTS cogo.enqueue(text, text, integer, text, jsonb, text, text, bigint, integer);
 CREATE OR REPLACE FUNCTION cogo.enqueue(
   p_service text, p_role text, p_shard integer, p_tenant text, p_payload jsonb,
   p_key text DEFAULT NULL, p_traceparent text DEFAULT NULL, p_ttl_ms bigint DEFAULT NULL,
-  p_priority integer DEFAULT 2
+  p_priority integer DEFAULT 2, p_ordering_key text DEFAULT NULL
 ) RETURNS TABLE (id bigint, created boolean)
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
 DECLARE old public.agent_messages;
@@ -13,8 +15,8 @@ BEGIN
   LOOP
     RETURN QUERY
       INSERT INTO public.agent_messages AS m
-        (service, role, shard, tenant, payload, idempotency_key, traceparent, priority, expires_at)
-      VALUES (p_service, p_role, p_shard, p_tenant, p_payload, p_key, p_traceparent, p_priority,
+        (service, role, shard, tenant, payload, idempotency_key, traceparent, priority, ordering_key, expires_at)
+      VALUES (p_service, p_role, p_shard, p_tenant, p_payload, p_key, p_traceparent, p_priority, p_ordering_key,
               cogo.now() + p_ttl_ms * interval '1 ms')
       ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
       RETURNING m.id, true;

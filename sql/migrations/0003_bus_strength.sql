@@ -26,3 +26,12 @@ ALTER TABLE cogo.bus_lanes ADD COLUMN paused_tenants text[] NOT NULL DEFAULT '{}
 -- Strict order: a message with an ordering key is claimable when no earlier one of its key is left.
 CREATE INDEX agent_messages_ordering ON public.agent_messages (ordering_key, id)
   WHERE ordering_key IS NOT NULL AND status IN ('queued', 'claimed', 'waiting');
+
+-- By fence, which only grows: a claim's entry goes to the end of the index, and the reclaimer can leave out
+-- what it has seen. Merging equal keys is work for nothing on indexes whose entries live for moments.
+DROP INDEX public.agent_messages_inflight;
+CREATE INDEX agent_messages_inflight ON public.agent_messages (fence)
+  WITH (deduplicate_items = off) WHERE status = 'claimed';
+DROP INDEX public.agent_messages_ready;
+CREATE INDEX agent_messages_ready ON public.agent_messages (service, role, shard, priority, seq)
+  WITH (deduplicate_items = off) WHERE status = 'queued' AND retry_at IS NULL;

@@ -19,6 +19,17 @@ CREATE TABLE cogo.bus_keys (
   ordering_key text NOT NULL
 );
 
-REVOKE ALL ON cogo.bus_keys FROM PUBLIC, anon, authenticated;
-GRANT ALL ON cogo.bus_keys TO service_role;
+-- Where claims of a lane with paused tenants begin to look, so that they don't walk over the same messages
+-- again and again; one seq for each priority. Short-lived (`until`), so it may be lost.
+CREATE UNLOGGED TABLE cogo.bus_floors (
+  service text NOT NULL,
+  role    text NOT NULL,
+  shard   integer NOT NULL,
+  seqs    bigint[] NOT NULL,
+  until   timestamptz NOT NULL,
+  PRIMARY KEY (service, role, shard)
+);
+
+REVOKE ALL ON cogo.bus_keys, cogo.bus_floors FROM PUBLIC, anon, authenticated;
+GRANT ALL ON cogo.bus_keys, cogo.bus_floors TO service_role;
 GRANT ALL ON ALL SEQUENCES IN SCHEMA cogo TO service_role;

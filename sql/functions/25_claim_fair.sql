@@ -1,0 +1,295 @@
+-- The claim of lanes that are fair, limited, or have paused tenants: cogo.claim() hands over to it.
+--
+-- With the lane's tenant index (cogo.tenant_index) it goes from tenant to tenant and takes from each its
+-- share. Without it, it walks the lane in order and passes over the messages of tenants that may not run:
+-- right as well, but 0.3 ms for each 1,000 of those, and fair only among the first WALK messages.
+-- It doesn't read the lane in order of seq, so it returns none: a watermark has nothing to learn from it.
+
+-- The name of the index by which tenants of one lane are found. Processes make it when they publish a lane
+-- that wants it; for every lane it would cost each producer 8 microseconds a message.
+CREATE OR REPLACE FUNCTION cogo.tenant_index(p_service text, p_role text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT 'agent_messages_tenants_' || pg_catalog.left(pg_catalog.md5(p_service || '/' || p_role), 12)
+$$;
+
+-- What is in that index. Tenants are ordered by a hash, so that a random place to begin favours nobody.
+-- The coalesce keeps the planner from serving the same queries by agent_messages_ready, which would walk
+-- over other tenants' messages.
+CREATE OR REPLACE FUNCTION cogo.tenant_index_where(p_service text, p_role text) RETURNS text
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT pg_catalog.format($q$m.service = %L AND m.role = %L AND m.status = 'queued'
+    AND coalesce(m.retry_at, '-infinity') = '-infinity'$q$, p_service, p_role)
+$$;
+
+CREATE OR REPLACE FUNCTION cogo.has_tenant_index(p_service text, p_role text) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = '' AS $$
+  SELECT coalesce((SELECT i.indisvalid FROM pg_catalog.pg_index i
+    WHERE i.indexrelid = to_regclass('public.' || cogo.tenant_index(p_service, p_role))), false)
+$$;
+
+CREATE OR REPLACE FUNCTION cogo.lane_lock(p_service text, p_role text) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+  SELECT pg_catalog.hashtextextended(p_service || '/' || p_role, 2)
+$$;
+
+-- p_free slots among tenants that run p_busy[i] messages each, so that those with the fewest come first and
+-- all come as close to the same number as can be; ties go by place. How many each of them gets.
+CREATE OR REPLACE FUNCTION cogo.shares(p_busy bigint[], p_free bigint) RETURNS bigint[]
+LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
+  WITH t AS (
+    SELECT u.i, u.busy, row_number() OVER w AS n, sum(u.busy) OVER w AS below
+    FROM unnest(p_busy) WITH ORDINALITY AS u(busy, i) WINDOW w AS (ORDER BY u.busy, u.i)
+  ), last AS (  -- the tenants up to this one can be raised to its level, and some slots are left
+    SELECT t.n, t.busy AS level, p_free - (t.n * t.busy - t.below) AS left_over
+    FROM t WHERE t.n * t.busy - t.below < p_free ORDER BY t.n DESC LIMIT 1
+  )
+  SELECT array_agg(CASE WHEN t.n <= last.n
+      THEN (last.level - t.busy + div(last.left_over, last.n) + (t.n <= last.left_over % last.n)::integer)::bigint
+      ELSE 0 END ORDER BY t.i)
+  FROM t CROSS JOIN last
+$$;
+
+-- Messages of the tenants of a lane by their shares, locked; needs the tenant index. p_busy[i] is what
+-- p_tenants[i] runs already (who runs nothing is absent); no tenant gets above p_most.
+CREATE OR REPLACE FUNCTION cogo.pick_fair(
+  p_service text, p_role text, p_shard integer, p_limit integer, p_tenants text[], p_busy bigint[],
+  p_most bigint, p_paused text[]
+) RETURNS bigint[]
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
+SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+  TENANTS constant integer := greatest(64, p_limit);  -- looked at in one go
+  v_from text := format('FROM public.agent_messages m WHERE %s AND m.shard = %s',
+                        cogo.tenant_index_where(p_service, p_role), p_shard);
+  v_start bigint := hashtextextended(random()::text, 0);
+  v_at bigint := v_start;
+  v_wrapped boolean := false;
+  v_hashes bigint[]; v_busy bigint[]; v_levels bigint[]; v_marks bigint[];
+  v_ids bigint[] := '{}'; v_new bigint[];
+  v_seen integer;
+BEGIN
+  FOR v_turn IN 1 .. 8 LOOP
+    -- The next tenants that have something ready, once round the circle of hashes.
+    EXECUTE format($q$
+      WITH RECURSIVE t(h, tenant, wrapped, n) AS (
+        SELECT $1::bigint, NULL::text, $2::boolean, 0
+        UNION ALL
+        SELECT x.* FROM t CROSS JOIN LATERAL (
+          (SELECT hashtextextended(m.tenant, 0), m.tenant, t.wrapped, t.n + 1 %1$s
+             AND hashtextextended(m.tenant, 0) > t.h AND (NOT t.wrapped OR hashtextextended(m.tenant, 0) <= $3)
+           ORDER BY hashtextextended(m.tenant, 0) LIMIT 1)
+          UNION ALL
+          (SELECT hashtextextended(m.tenant, 0), m.tenant, true, t.n + 1 %1$s
+             AND NOT t.wrapped AND hashtextextended(m.tenant, 0) <= $3
+           ORDER BY hashtextextended(m.tenant, 0) LIMIT 1)
+          LIMIT 1) x
+        WHERE t.n < $4
+      ), k AS (
+        SELECT t.*, coalesce(b.busy, 0) AS busy FROM t
+        LEFT JOIN unnest($5::text[], $6::bigint[]) AS b(tenant, busy) ON b.tenant = t.tenant WHERE t.n > 0
+      )
+      SELECT count(*), (array_agg(k.h ORDER BY k.n DESC))[1], bool_or(k.wrapped),
+        array_agg(k.h ORDER BY k.n) FILTER (WHERE k.busy < $7 AND k.tenant <> ALL ($8)),
+        array_agg(k.busy ORDER BY k.n) FILTER (WHERE k.busy < $7 AND k.tenant <> ALL ($8))
+      FROM k $q$, v_from)
+    INTO v_seen, v_at, v_wrapped, v_hashes, v_busy
+    USING v_at, v_wrapped, v_start, TENANTS, p_tenants, p_busy, p_most, p_paused;
+    v_levels := array_fill(-1::bigint, ARRAY[cardinality(v_hashes)]);
+    v_marks := v_levels;
+    -- Who has less than its share leaves the rest to the others, so there may be some rounds.
+    WHILE v_hashes IS NOT NULL AND cardinality(v_ids) < p_limit LOOP
+      EXECUTE format($q$
+        WITH u AS (
+          SELECT u.*, least(u.share, $6 - u.busy) AS due
+          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], cogo.shares($2, $5))
+            WITH ORDINALITY AS u(h, busy, level, mark, share, i)
+        ), x AS MATERIALIZED (
+          SELECT u.i, x.* FROM u CROSS JOIN LATERAL (
+            SELECT m.id, m.priority::bigint AS priority, m.seq %1$s AND hashtextextended(m.tenant, 0) = u.h
+              AND (m.priority, m.seq) > (u.level, u.mark)
+              AND (m.expires_at IS NULL OR m.expires_at > cogo.now())
+              AND (m.ordering_key IS NULL OR cogo.is_head(m.service, m.role, m.tenant, m.ordering_key, m.id))
+            ORDER BY m.priority, m.seq LIMIT u.due FOR UPDATE SKIP LOCKED) x
+          WHERE u.due > 0
+        ), g AS (
+          SELECT u.i, u.h, u.busy + count(x.id) AS busy, u.due = count(x.id) AS filled,
+            coalesce(max(ARRAY[x.priority, x.seq]), ARRAY[u.level, u.mark]) AS last
+          FROM u LEFT JOIN x ON x.i = u.i GROUP BY u.i, u.h, u.busy, u.due, u.level, u.mark
+        )
+        SELECT (SELECT array_agg(x.id) FROM x), array_agg(g.h ORDER BY g.i), array_agg(g.busy ORDER BY g.i),
+          array_agg(g.last[1] ORDER BY g.i), array_agg(g.last[2] ORDER BY g.i)
+        FROM g WHERE g.filled AND g.busy < $6 $q$, v_from)
+      INTO v_new, v_hashes, v_busy, v_levels, v_marks
+      USING v_hashes, v_busy, v_levels, v_marks, p_limit - cardinality(v_ids), p_most;
+      v_ids := v_ids || v_new;
+    END LOOP;
+    EXIT WHEN v_seen < TENANTS OR cardinality(v_ids) >= p_limit;
+  END LOOP;
+  RETURN v_ids;
+END $$;
+
+-- Messages of a lane in its order, without the index: those of paused tenants and of tenants that run
+-- p_most are passed over; when the lane is fair, each tenant gets its share of what was looked at. The
+-- caller has the lane's lock, so nobody else picks the same. more: there is more to look at.
+--
+-- Paused messages at the front are remembered as passed for ten seconds (cogo.bus_floors), so that not every
+-- claim walks over them; a message that shows late with an older seq is seen when those are over.
+CREATE OR REPLACE FUNCTION cogo.pick_in_order(
+  p_service text, p_role text, p_shard integer, p_limit integer, p_tenants text[], p_busy bigint[],
+  p_most bigint, p_paused text[], p_fair boolean, OUT ids bigint[], OUT more boolean
+)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+  WALK constant integer := CASE WHEN p_fair OR p_most < 1e9 OR p_paused <> '{}'
+                                THEN greatest(2000, 4 * p_limit) ELSE p_limit END;
+  v_now timestamptz := cogo.now();
+  v_from bigint[];  -- where this turn begins, for each priority
+  v_past bigint[];  -- up to where all belong to paused tenants
+  v_last bigint[]; v_clear bigint[];
+  v_new bigint[]; v_new_tenants text[]; v_tenants text[] := p_tenants; v_busy bigint[] := p_busy;
+  v_seen integer; v_skipped integer := 0; v_paused_first integer;
+BEGIN
+  SELECT f.seqs INTO v_from FROM cogo.bus_floors f
+  WHERE f.service = p_service AND f.role = p_role AND f.shard = p_shard AND f.until > v_now;
+  v_from := coalesce(v_from, '{0,0,0,0}');
+  v_past := v_from;
+  ids := '{}';
+  FOR v_turn IN 1 .. 10 LOOP
+    WITH w AS MATERIALIZED (
+      SELECT b.*, row_number() OVER () AS n, b.tenant = ANY (p_paused) AS paused FROM (
+        (SELECT m.id, m.tenant, NULL::smallint AS priority, NULL::bigint AS seq FROM public.agent_messages m
+         WHERE v_turn = 1 AND m.service = p_service AND m.role = p_role AND m.shard = p_shard
+           AND m.status = 'queued' AND m.retry_at IS NOT NULL AND m.retry_at <= v_now
+           AND (m.expires_at IS NULL OR m.expires_at > v_now)
+           AND (m.ordering_key IS NULL OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
+         ORDER BY m.retry_at LIMIT WALK)
+        UNION ALL
+        (SELECT ready.* FROM (VALUES (0::smallint), (1), (2), (3)) AS level(priority) CROSS JOIN LATERAL (
+           SELECT m.id, m.tenant, m.priority, m.seq FROM public.agent_messages m
+           WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
+             AND m.priority = level.priority AND m.status = 'queued' AND m.retry_at IS NULL
+             AND m.seq > v_from[level.priority + 1] AND (m.expires_at IS NULL OR m.expires_at > v_now)
+             AND (m.ordering_key IS NULL OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
+           ORDER BY m.seq LIMIT WALK) ready LIMIT WALK)
+      ) b
+    ), may AS (
+      SELECT w.id, w.tenant, w.n, row_number() OVER (PARTITION BY w.seq IS NULL ORDER BY w.n) AS place,
+        w.seq IS NULL AS due, row_number() OVER (PARTITION BY w.tenant ORDER BY w.n) + coalesce(b.busy, 0) AS rank
+      FROM w LEFT JOIN (
+        SELECT u.tenant, sum(u.busy)::bigint AS busy FROM unnest(v_tenants, v_busy) AS u(tenant, busy) GROUP BY 1
+      ) b ON b.tenant = w.tenant WHERE NOT w.paused
+    ), pick AS (
+      SELECT m.* FROM may m
+      WHERE m.rank <= p_most AND NOT (m.due AND m.place > greatest(1, p_limit / 2))
+      ORDER BY CASE WHEN p_fair THEN m.rank END, m.n LIMIT p_limit - cardinality(ids)
+    ), level AS (
+      SELECT w.priority, max(w.seq) AS last,
+        max(w.seq) FILTER (WHERE w.n < coalesce(f.n, 1e9)) AS past, count(*) FILTER (WHERE w.n < coalesce(f.n, 1e9)) AS passed
+      FROM w LEFT JOIN (SELECT w.priority, min(w.n) AS n FROM w WHERE NOT w.paused GROUP BY 1) f
+        ON f.priority = w.priority
+      WHERE w.seq IS NOT NULL GROUP BY w.priority
+    )
+    SELECT (SELECT array_agg(p.id ORDER BY p.n) FROM pick p), (SELECT array_agg(p.tenant) FROM pick p),
+      (SELECT count(*) FROM w WHERE w.seq IS NOT NULL), (SELECT sum(l.passed) FROM level l),
+      array_agg(coalesce(l.last, v_from[i.p + 1]) ORDER BY i.p),
+      array_agg(CASE WHEN v_past[i.p + 1] = v_from[i.p + 1] THEN coalesce(l.past, v_past[i.p + 1])
+                     ELSE v_past[i.p + 1] END ORDER BY i.p)
+    INTO v_new, v_new_tenants, v_seen, v_paused_first, v_last, v_clear
+    FROM generate_series(0, 3) AS i(p) LEFT JOIN level l ON l.priority = i.p;
+    ids := ids || v_new;
+    v_tenants := v_tenants || v_new_tenants;
+    v_busy := v_busy || array_fill(1::bigint, ARRAY[coalesce(cardinality(v_new), 0)]);
+    v_skipped := v_skipped + coalesce(v_paused_first, 0);
+    v_from := v_last;
+    v_past := v_clear;
+    more := v_seen >= WALK;
+    EXIT WHEN NOT more OR cardinality(ids) >= p_limit;
+  END LOOP;
+  IF p_paused <> '{}' AND v_skipped >= 500 THEN
+    INSERT INTO cogo.bus_floors AS f VALUES (p_service, p_role, p_shard, v_past, v_now + interval '10 s')
+    ON CONFLICT (service, role, shard) DO UPDATE SET seqs = excluded.seqs,
+      until = CASE WHEN f.until > v_now THEN f.until ELSE excluded.until END;
+  END IF;
+END $$;
+
+CREATE OR REPLACE FUNCTION cogo.claim_fair(
+  p_service text, p_role text, p_shard integer, p_limit integer,
+  p_holder text, p_epoch bigint, p_timeout_ms bigint, p_after bigint[]
+) RETURNS TABLE (
+  id bigint, fence bigint, tenant text, payload text, attempts integer, root_id bigint,
+  traceparent text, runtime_s double precision, expires_in_s double precision,
+  queued_ms double precision, max_attempts integer, priority smallint, seq bigint
+)
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+#variable_conflict use_column
+DECLARE
+  NO_LIMIT constant bigint := 1000000000;
+  v_now timestamptz := cogo.now();
+  v_lane cogo.bus_lanes;
+  v_most bigint; v_free bigint;
+  v_indexed boolean;
+  v_tenants text[]; v_busy bigint[]; v_ids bigint[];
+  v_more boolean := false;
+BEGIN
+  SELECT * INTO v_lane FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role;
+  v_most := coalesce((v_lane.limits ->> 'max_running_per_tenant')::bigint, NO_LIMIT);
+  v_indexed := (v_lane.fair OR v_most < NO_LIMIT OR v_lane.paused_tenants <> '{}')
+               AND cogo.has_tenant_index(p_service, p_role);
+  -- Who counts what runs, and who picks without locking, goes alone. What this waits for is a claim.
+  IF v_lane.limits <> '{}' OR NOT v_indexed THEN
+    PERFORM pg_advisory_xact_lock(cogo.lane_lock(p_service, p_role));
+  END IF;
+  -- A statement of its own, after the lock: it sees what the claims before it have taken.
+  SELECT coalesce(array_agg(b.tenant), '{}'), coalesce(array_agg(b.n), '{}'),
+    coalesce((v_lane.limits ->> 'max_running')::bigint, NO_LIMIT) - coalesce(sum(b.n), 0)
+  INTO v_tenants, v_busy, v_free FROM (
+    SELECT m.tenant, count(*) AS n FROM public.agent_messages m
+    WHERE m.status = 'claimed' AND m.service = p_service AND m.role = p_role GROUP BY m.tenant) b;
+
+  IF v_free <= 0 THEN
+    NULL;
+  ELSIF v_indexed THEN
+    -- Retries that are due join their tenant's line; they have a place in it by the time of the failure.
+    UPDATE public.agent_messages m SET retry_at = NULL WHERE m.id IN (
+      SELECT d.id FROM public.agent_messages d
+      WHERE d.service = p_service AND d.role = p_role AND d.shard = p_shard
+        AND d.status = 'queued' AND d.retry_at IS NOT NULL AND d.retry_at <= v_now
+      ORDER BY d.retry_at LIMIT 2 * p_limit FOR UPDATE SKIP LOCKED);
+    v_ids := cogo.pick_fair(p_service, p_role, p_shard, least(p_limit, v_free)::integer, v_tenants, v_busy,
+                            v_most, v_lane.paused_tenants);
+  ELSE
+    SELECT p.ids, p.more INTO v_ids, v_more FROM cogo.pick_in_order(
+      p_service, p_role, p_shard, least(p_limit, v_free)::integer, v_tenants, v_busy, v_most,
+      v_lane.paused_tenants, v_lane.fair) p;
+  END IF;
+
+  RETURN QUERY
+  UPDATE public.agent_messages m SET
+    status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
+    attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
+    deadline_at = least(m.expires_at, v_now + coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms')
+  FROM (SELECT a.id FROM unnest(v_ids) AS u(id) JOIN public.agent_messages a ON a.id = u.id
+        WHERE a.status = 'queued' FOR UPDATE OF a SKIP LOCKED) c WHERE m.id = c.id
+  RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
+    date_part('epoch', m.deadline_at - v_now), date_part('epoch', m.expires_at - v_now),
+    date_part('epoch', v_now - m.created_at) * 1000, coalesce(v_lane.max_attempts, 5), m.priority, NULL::bigint;
+  IF NOT FOUND THEN
+    -- Nothing: when to look again without being woken. Slots may become free in ways that wake nobody.
+    RETURN QUERY
+      SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::bigint, NULL::text,
+        hint.s, NULL::double precision, NULL::double precision, NULL::integer, NULL::smallint, NULL::bigint
+      FROM (SELECT least(
+        CASE WHEN v_more THEN 0.05 WHEN v_lane.limits <> '{}' THEN 1.0 END::double precision,
+        (SELECT date_part('epoch', m.retry_at - v_now) FROM public.agent_messages m
+         WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
+           AND m.status = 'queued' AND m.retry_at > v_now AND m.retry_at < cogo.aside()
+         ORDER BY m.retry_at LIMIT 1)) AS s) hint
+      WHERE hint.s IS NOT NULL;
+  END IF;
+END $$;
