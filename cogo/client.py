@@ -97,7 +97,7 @@ async def enqueue(
 ) -> int:
     """Insert one message on the caller's own psycopg connection, inside its transaction.
 
-    Options: idempotency_key, traceparent, ttl_ms, priority. Returns the id. Raises
+    Options: idempotency_key, traceparent, ttl_ms, priority, ordering_key. Returns the id. Raises
     IdempotencyConflict, RoutingInvalid, ResultInvalid.
     """
     return (await _bus.enqueue(conn, key, payload, **options))[0]

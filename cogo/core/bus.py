@@ -27,7 +27,9 @@ from .errors import (
     MessageUnknown,
     ResultPending,
 )
+from .inlet import Inlet, Row
 from .model import Lane, Outcome, Result, RoutingKey, Status
+from .operate import Operations
 from .text import encode_jsonb
 
 _BULK = 5_000
@@ -91,6 +93,18 @@ def check_key(text: str | None, kind: str = "idempotency") -> str | None:
     return text
 
 
+def new_row(
+    key: str | RoutingKey, payload: Any, *, traceparent: str | None = None, ttl_ms: int | None = None,
+    priority: int = 2,
+) -> Row:  # fmt: skip
+    """What an insert needs, checked. Raises RoutingInvalid, ResultInvalid, Invalid."""
+    to = RoutingKey.parse(str(key))
+    check_options(priority, ttl_ms)
+    if traceparent is None or not telemetry.valid_traceparent(traceparent):
+        traceparent = telemetry.new_traceparent()
+    return Row(to.service, to.role, to.shard, to.tenant, encode_jsonb(payload), traceparent, priority, ttl_ms)
+
+
 async def enqueue(
     conn: psycopg.AsyncConnection[Any],
     key: str | RoutingKey,
@@ -109,25 +123,22 @@ async def enqueue(
     (within service, role and tenant) are handled one after the other, in the order of their commits.
     Raises IdempotencyConflict, RoutingInvalid, ResultInvalid, Invalid.
     """
-    to = RoutingKey.parse(str(key))
-    check_options(priority, ttl_ms)
-    if traceparent is None or not telemetry.valid_traceparent(traceparent):
-        traceparent = telemetry.new_traceparent()
-    args = (to.service, to.role, to.shard, to.tenant, encode_jsonb(payload), check_key(idempotency_key),
-            traceparent, ttl_ms, priority, check_key(ordering_key, "ordering"))  # fmt: skip
+    row = new_row(key, payload, traceparent=traceparent, ttl_ms=ttl_ms, priority=priority)
+    args = (row.service, row.role, row.shard, row.tenant, row.payload, check_key(idempotency_key),
+            row.traceparent, ttl_ms, priority, check_key(ordering_key, "ordering"))  # fmt: skip
     try:
         cursor = await conn.cursor(row_factory=psycopg.rows.tuple_row).execute(ENQUEUE, args)
     except psycopg.Error as error:
         if error.sqlstate == "CG409":
             raise IdempotencyConflict(str(error).splitlines()[0]) from error
         raise
-    row = await cursor.fetchone()
-    if row is None:
+    found = await cursor.fetchone()
+    if found is None:
         raise MessageUnknown("the message was deleted while it was being enqueued")
-    return int(row[0]), bool(row[1])
+    return int(found[0]), bool(found[1])
 
 
-class Bus:
+class Bus(Operations):
     """The bus of one process, over its pool. Safe to use from many tasks."""
 
     def __init__(
@@ -138,30 +149,51 @@ class Bus:
         hot: Database | None = None,
         poll_s: float = 0.25,
     ) -> None:
+        super().__init__()
         self.db = db
         # Claims and finishes have a few connections of their own that never close: a fresh one plans
         # both statements anew, which takes as long as ten of them.
         self._hot = hot or db
+        self._inlet = Inlet(db)
         self._wakeups = wakeups
         self._poll_s = poll_s
 
     # -- in ------------------------------------------------------------------------------------
 
     async def enqueue(self, key: str | RoutingKey, payload: Any, **options: Any) -> int:
-        """Insert one message and return its id; options as for `cogo.enqueue`."""
+        """Insert one message and return its id; options as for `cogo.enqueue`, and `max_depth`.
+
+        Raises LaneFull when `max_depth` or more messages wait in the lane already.
+        """
         return (await self.enqueue_once(key, payload, **options))[0]
 
-    async def enqueue_once(self, key: str | RoutingKey, payload: Any, **options: Any) -> tuple[int, bool]:
+    async def enqueue_once(
+        self, key: str | RoutingKey, payload: Any, *, idempotency_key: str | None = None,
+        ordering_key: str | None = None, max_depth: int | None = None, **options: Any,
+    ) -> tuple[int, bool]:  # fmt: skip
         """Like enqueue, and whether the message is new (False: the same key and body came before)."""
+        if max_depth is not None:
+            await self.refuse_when_full(RoutingKey.parse(str(key)).lane, max_depth)
+        if idempotency_key is None and ordering_key is None:
+            return await self._inlet.put(new_row(key, payload, **options)), True
         async with self.db.connection() as conn:
-            return await enqueue(conn, key, payload, **options)
+            return await enqueue(
+                conn, key, payload, idempotency_key=idempotency_key, ordering_key=ordering_key, **options
+            )
 
     async def enqueue_many(
-        self, key: str | RoutingKey, payloads: Sequence[Any], *, priority: int = 2
+        self,
+        key: str | RoutingKey,
+        payloads: Sequence[Any],
+        *,
+        priority: int = 2,
+        max_depth: int | None = None,
     ) -> list[int]:
         """Insert many messages for one routing key, all or none; ids in the order of the payloads."""
         to = RoutingKey.parse(str(key))
         check_options(priority, None)
+        if max_depth is not None:
+            await self.refuse_when_full(to.lane, max_depth, len(payloads))
         same = f"{to.service}\t{to.role}\t{to.shard}\t{to.tenant}\t{priority}"
         ids: list[int] = []
         async with self.db.transaction() as conn:

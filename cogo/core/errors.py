@@ -480,9 +480,16 @@ class RateLimited(CogoError):
 
     code = "rate_limited"
     hint = "Wait for the seconds in Retry-After."
-    fate = "failed"
+    fate: ClassVar[Fate] = "failed"
     status = 429
     level = logging.INFO
+
+
+class LaneFull(RateLimited):
+    """As many messages wait in this lane as the sender allows."""
+
+    code = "lane_full"
+    fate = "retry"
 
 
 class Bug(CogoError):

@@ -228,7 +228,9 @@ class Role(msgspec.Struct, frozen=True, kw_only=False):
     of one attempt (None: RECLAIM_AFTER_MS); `events` the prefix of its audit events
     (`<events>_done`, `_retry`, `_failed`; without it only `<service>_failed` is written);
     `intents` the words by which the orchestrator finds this lane; `process` runs a plain
-    `def` handler in a worker process instead of a thread.
+    `def` handler in a worker process instead of a thread. `fair` shares the lane between its
+    tenants; `max_running` bounds what is claimed of it at a time over all processes and shards,
+    `max_running_per_tenant` what is claimed for one tenant.
     """
 
     service: str | None = None
@@ -244,3 +246,6 @@ class Role(msgspec.Struct, frozen=True, kw_only=False):
     events: str | None = None
     intents: Sequence[str] = ()
     process: bool = False
+    fair: bool = False
+    max_running: int | None = None
+    max_running_per_tenant: int | None = None

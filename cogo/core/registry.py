@@ -282,7 +282,8 @@ def _fault(role: Role) -> str | None:
     bounds: dict[str, tuple[float | None, float]] = {
         "concurrency": (role.concurrency, 1), "max_attempts": (role.max_attempts, 1),
         "timeout_s": (role.timeout_s, 0.001), "backoff_base_s": (role.backoff_base_s, 0),
-        "backoff_cap_s": (role.backoff_cap_s, 0),
+        "backoff_cap_s": (role.backoff_cap_s, 0), "max_running": (role.max_running, 1),
+        "max_running_per_tenant": (role.max_running_per_tenant, 1),
     }  # fmt: skip
     for name, (value, least) in bounds.items():
         if value is not None and not least <= value < 2**31:
@@ -310,7 +311,15 @@ def lane_rows(roles: Iterable[Role]) -> list[Mapping[str, Any]]:
             "timeout_ms": None if role.timeout_s is None else int(role.timeout_s * 1000),
             "events": role.events,
             "intents": list(role.intents),
+            "fair": role.fair,
+            "limits": msgspec.json.encode(_limits(role)).decode(),
         }
         for role in roles
         if role.handle is not None
     ]
+
+
+def _limits(role: Role) -> dict[str, int]:
+    """What bus_lanes.limits holds: empty for a lane without limits, which is claimed the fast way."""
+    limits = {"max_running": role.max_running, "max_running_per_tenant": role.max_running_per_tenant}
+    return {name: most for name, most in limits.items() if most is not None}

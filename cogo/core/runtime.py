@@ -31,7 +31,7 @@ from anyio.abc import TaskGroup
 
 from .._version import __version__
 from . import listener as listeners
-from . import migrate, telemetry, upkeep
+from . import migrate, operate, telemetry, upkeep
 from .bus import Bus
 from .consumer import Consumer, Desk
 from .db import Database, connect
@@ -211,7 +211,7 @@ async def _connect(runtime: Runtime, infra: TaskGroup) -> None:
         lanes=[str(lane) for lane in runtime.lanes], beat_ms=settings.beat_ms, lease_ms=settings.lease_ms,
         detail={"pid": os.getpid(), "host": platform.node(), "version": __version__},
     )  # fmt: skip
-    await _publish_lanes(runtime.db, roles)
+    await _publish_lanes(runtime.db, roles, infra)
     await runtime.lease.register()
     if runtime.lanes:
         await runtime.bus.warm_up(HOT_CONNECTIONS)
@@ -224,19 +224,23 @@ async def _connect(runtime: Runtime, infra: TaskGroup) -> None:
         await listening.wait()
 
 
-async def _publish_lanes(db: Database, roles: Sequence[Role]) -> None:
+async def _publish_lanes(db: Database, roles: Sequence[Role], infra: TaskGroup) -> None:
     sql = """
     INSERT INTO cogo.bus_lanes
-      (service, role, max_attempts, backoff_base_ms, backoff_cap_ms, timeout_ms, events, intents)
+      (service, role, max_attempts, backoff_base_ms, backoff_cap_ms, timeout_ms, events, intents, fair, limits)
     VALUES (%(service)s, %(role)s, %(max_attempts)s, %(backoff_base_ms)s, %(backoff_cap_ms)s, %(timeout_ms)s,
-            %(events)s, %(intents)s::text[])
+            %(events)s, %(intents)s::text[], %(fair)s, %(limits)s::jsonb)
     ON CONFLICT (service, role) DO UPDATE SET
       max_attempts = excluded.max_attempts, backoff_base_ms = excluded.backoff_base_ms,
       backoff_cap_ms = excluded.backoff_cap_ms, timeout_ms = excluded.timeout_ms,
-      events = excluded.events, intents = excluded.intents, updated_at = now()
-    """
-    for row in sorted(lane_rows(roles), key=lambda row: (row["service"], row["role"])):
+      events = excluded.events, intents = excluded.intents, fair = excluded.fair, limits = excluded.limits,
+      updated_at = now()
+    """  # paused_at and paused_tenants stay: a restart doesn't resume what an operator has paused
+    rows = sorted(lane_rows(roles), key=lambda row: (row["service"], row["role"]))
+    for row in rows:
         await db.execute(sql, row)
+    # In the background: on a large table it takes a while, and it may have to wait for old transactions.
+    infra.start_soon(operate.keep_lane_indexes, db, [(row["service"], row["role"]) for row in rows])
 
 
 def _watchdog(plugins: Iterable[Plugin]) -> Watchdog:

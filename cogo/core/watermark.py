@@ -58,13 +58,18 @@ class Watermark:
         looks: Sequence[tuple[float, float, float]] = LOOKS,
     ) -> None:
         self._clock = clock
-        self._looks = [Look(*about) for about in looks]
+        self._about = looks
+        self._usual_s = 0.0
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Forget everything: the next claim looks at all. What lies behind the front may have changed."""
+        self._looks = [Look(*about) for about in self._about]
         self._front = [0] * PRIORITIES
         self._past: list[tuple[float, tuple[int, ...]]] = []
         """(time, front): from that time on the front was there or further."""
         self._looking: Look | None = None
         self._began = 0.0
-        self._usual_s = 0.0
         self._short = True
 
     def after(self) -> Sequence[int]:
@@ -91,11 +96,6 @@ class Watermark:
                 del self._past[: bisect_right(self._past, now - 45.0, key=itemgetter(0)) - 1]
         for priority, seq in marks:
             self._front[priority] = max(self._front[priority], seq)
-
-    def sweep(self) -> None:
-        """Let the next claim look at everything: what lies behind the front may have changed."""
-        for look in self._looks:
-            look.last, look.extra_s = NEVER, 0.0
 
     def _note_cost(self, now: float) -> None:
         took_s = now - self._began

@@ -50,21 +50,33 @@ END $$;
 CREATE OR REPLACE TRIGGER agent_messages_keyed BEFORE INSERT ON public.agent_messages
   FOR EACH ROW WHEN (NEW.ordering_key IS NOT NULL) EXECUTE FUNCTION cogo.on_keyed_insert();
 
--- If nobody stands at the door of this key, its next message goes there. false: that one is locked by
--- somebody, so look again later.
+-- The first message of this key goes to the door, unless one of its key is at work; a later one that stands
+-- there goes aside. Waits for nobody. false: somebody holds one of their rows, so look again later.
 CREATE OR REPLACE FUNCTION cogo.open_door(p_service text, p_role text, p_tenant text, p_key text)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
-DECLARE v_id bigint; v_shard integer;
+DECLARE
+  v_id bigint; v_retry_at timestamptz; v_shard integer;
+  v_door bigint; v_at_work boolean; v_later bigint[];
 BEGIN
-  PERFORM FROM public.agent_messages m
-  WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key
-    AND m.status IN ('queued', 'claimed', 'waiting') AND (m.retry_at IS NULL OR m.retry_at < cogo.aside()) LIMIT 1;
-  IF FOUND THEN RETURN true; END IF;
-  SELECT m.id INTO v_id FROM public.agent_messages m
+  SELECT m.id, m.retry_at INTO v_id, v_retry_at FROM public.agent_messages m
   WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key
     AND m.status IN ('queued', 'claimed', 'waiting') ORDER BY m.id LIMIT 1;
-  IF NOT FOUND THEN RETURN true; END IF;
+  IF NOT FOUND OR v_retry_at IS DISTINCT FROM cogo.aside() THEN RETURN true; END IF;
+  SELECT count(*), bool_or(m.status <> 'queued') INTO v_door, v_at_work FROM public.agent_messages m
+  WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key
+    AND m.status IN ('queued', 'claimed', 'waiting') AND (m.retry_at IS NULL OR m.retry_at < cogo.aside());
+  IF v_at_work THEN RETURN true; END IF;
+  IF v_door > 0 THEN
+    -- Locked, so that no claim takes one of them by a look at the table that is older than this.
+    v_later := ARRAY(
+      SELECT m.id FROM public.agent_messages m
+      WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key
+        AND m.status IN ('queued', 'claimed', 'waiting') AND (m.retry_at IS NULL OR m.retry_at < cogo.aside())
+        AND m.status = 'queued' FOR NO KEY UPDATE SKIP LOCKED);
+    IF cardinality(v_later) < v_door THEN RETURN false; END IF;
+    UPDATE public.agent_messages m SET retry_at = cogo.aside() WHERE m.id = ANY (v_later);
+  END IF;
   UPDATE public.agent_messages m SET retry_at = NULL, seq = nextval('cogo.bus_seq')
   WHERE m.id = (SELECT n.id FROM public.agent_messages n WHERE n.id = v_id FOR NO KEY UPDATE SKIP LOCKED)
     AND m.status = 'queued' RETURNING m.shard INTO v_shard;
@@ -85,37 +97,23 @@ BEGIN
   END IF;
 END $$;
 
--- A message that had ended is queued again. An operator may wait: for the lock, and for claims that are
--- under way, since one that began before this message came back would take the next of its key beside it.
--- Then the first by id goes to the door, unless another one is at work.
+-- A message that had ended is queued again: aside, and to the door if it is the first now and none of its key
+-- is at work. Operators may wait for the lock.
 CREATE OR REPLACE FUNCTION cogo.rejoin(m public.agent_messages) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off AS $$
-DECLARE v_ids bigint[];
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
   PERFORM pg_advisory_xact_lock(cogo.key_lock(m.service, m.role, m.tenant, m.ordering_key));
   UPDATE public.agent_messages a SET retry_at = cogo.aside() WHERE a.id = m.id;
-  LOOP
-    v_ids := ARRAY(
-      SELECT d.id FROM public.agent_messages d
-      WHERE d.service = m.service AND d.role = m.role AND d.tenant = m.tenant AND d.ordering_key = m.ordering_key
-        AND d.status IN ('queued', 'claimed', 'waiting') AND (d.retry_at IS NULL OR d.retry_at < cogo.aside())
-      FOR NO KEY UPDATE);
-    EXIT WHEN NOT EXISTS (
-      SELECT FROM public.agent_messages d
-      WHERE d.service = m.service AND d.role = m.role AND d.tenant = m.tenant AND d.ordering_key = m.ordering_key
-        AND d.status IN ('queued', 'claimed', 'waiting') AND (d.retry_at IS NULL OR d.retry_at < cogo.aside())
-        AND d.id <> ALL (v_ids));
-  END LOOP;
-  UPDATE public.agent_messages a SET retry_at = cogo.aside(), seq = nextval('cogo.bus_seq')
-  WHERE a.id = ANY (v_ids) AND a.status = 'queued' AND a.id > m.id;
   PERFORM cogo.pass_on(m.service, m.role, m.tenant, m.ordering_key);
 END $$;
 
 CREATE OR REPLACE FUNCTION cogo.on_keyed_change() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 BEGIN
-  IF TG_OP = 'UPDATE' AND NEW.status = 'queued' THEN
+  IF TG_OP = 'UPDATE'
+    AND (OLD.status IN ('done', 'failed', 'cancelled')) = (NEW.status IN ('done', 'failed', 'cancelled')) THEN
+    RETURN NULL;
+  ELSIF TG_OP = 'UPDATE' AND NEW.status = 'queued' THEN
     PERFORM cogo.rejoin(NEW);
   ELSE
     PERFORM cogo.pass_on(OLD.service, OLD.role, OLD.tenant, OLD.ordering_key);
@@ -124,10 +122,7 @@ BEGIN
 END $$;
 -- By name after agent_messages_outsider, which sets retry_at as well.
 CREATE OR REPLACE TRIGGER agent_messages_turn AFTER UPDATE OF status ON public.agent_messages
-  FOR EACH ROW WHEN (
-    NEW.ordering_key IS NOT NULL
-    AND (OLD.status IN ('done', 'failed', 'cancelled')) <> (NEW.status IN ('done', 'failed', 'cancelled')))
-  EXECUTE FUNCTION cogo.on_keyed_change();
+  FOR EACH ROW WHEN (NEW.ordering_key IS NOT NULL) EXECUTE FUNCTION cogo.on_keyed_change();
 CREATE OR REPLACE TRIGGER agent_messages_gone AFTER DELETE ON public.agent_messages
   FOR EACH ROW WHEN (OLD.ordering_key IS NOT NULL AND OLD.status IN ('queued', 'claimed', 'waiting'))
   EXECUTE FUNCTION cogo.on_keyed_change();

@@ -1,3 +1,14 @@
+-- After a crash of Postgres: the numbers of claims whose commit was lost must not be given again. Several
+-- may leap, one after the other; the lock is held for the leap alone, not until their commits.
+CREATE OR REPLACE FUNCTION cogo.revive() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+BEGIN
+  PERFORM pg_advisory_lock(hashtextextended('cogo.revive', 0));
+  PERFORM setval('cogo.bus_fence', nextval('cogo.bus_fence') + 1000000000);
+  PERFORM pg_advisory_unlock(hashtextextended('cogo.revive', 0));
+  INSERT INTO cogo.bus_alive DEFAULT VALUES;
+END $$;
+
 -- Out of the lane: a batch of messages for one holder.
 --
 -- One scan for due retries and one per priority, each with the only plan that stays flat (an
@@ -5,6 +16,10 @@
 -- are returned. MATERIALIZED, or a nested loop may run the LIMIT again and claim too many. The
 -- planner switches keep a plan that was cached on an empty table from becoming a scan of millions.
 --
+-- The commit is asynchronous: a claim that a crash of Postgres undoes is a message that is queued again, as
+-- if its process had died, and a pickup need not wait for the disk. Whatever comes of the claim is
+-- committed synchronously, and takes the claim along. Only the fences must not come back: after a crash
+-- cogo.bus_alive is empty, and the sequence leaps.
 -- p_after: for each priority 0..3 the seq after which to look. It only spares the walk over entries of
 -- messages that have left the lane; the caller looks behind it often enough (cogo/core/watermark.py).
 -- An empty claim answers with one row without id when a retry is due later: runtime_s says when.
@@ -28,6 +43,11 @@ DECLARE
 BEGIN
   SELECT * INTO v_lane FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role;
   IF v_lane.paused_at IS NOT NULL THEN RETURN; END IF;
+  IF EXISTS (SELECT FROM cogo.bus_alive) THEN
+    PERFORM set_config('synchronous_commit', 'off', true);
+  ELSE
+    PERFORM cogo.revive();  -- the leap itself must not be lost
+  END IF;
   IF v_lane.fair OR v_lane.limits <> '{}' OR v_lane.paused_tenants <> '{}' THEN
     RETURN QUERY SELECT * FROM cogo.claim_fair(
       p_service, p_role, p_shard, p_limit, p_holder, p_epoch, p_timeout_ms, p_after);

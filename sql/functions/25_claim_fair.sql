@@ -1,30 +1,50 @@
 -- The claim of lanes that are fair, limited, or have paused tenants: cogo.claim() hands over to it.
 --
--- With the lane's tenant index (cogo.tenant_index) it goes from tenant to tenant and takes from each its
+-- With the lane's index of tenants (cogo.lane_indexes) it goes from tenant to tenant and takes from each its
 -- share. Without it, it walks the lane in order and passes over the messages of tenants that may not run:
--- right as well, but 0.3 ms for each 1,000 of those, and fair only among the first WALK messages.
+-- right as well, but slower by what it passes over, and fair only among the messages that it looks at.
 -- It doesn't read the lane in order of seq, so it returns none: a watermark has nothing to learn from it.
 
--- The name of the index by which tenants of one lane are found. Processes make it when they publish a lane
--- that wants it; for every lane it would cost each producer 8 microseconds a message.
-CREATE OR REPLACE FUNCTION cogo.tenant_index(p_service text, p_role text) RETURNS text
+-- Two indexes of one lane: `tenants`, by which the tenants that have something ready are found, and `running`,
+-- which counts what is claimed. Processes make them when they publish a lane that wants them: for every lane
+-- each would cost producers 8 microseconds a message, and a count over all lanes would walk, while a
+-- snapshot is held, over whatever the others have handled since.
+CREATE OR REPLACE FUNCTION cogo.lane_index(p_kind text, p_service text, p_role text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-  SELECT 'agent_messages_tenants_' || pg_catalog.left(pg_catalog.md5(p_service || '/' || p_role), 12)
+  SELECT 'agent_messages_' || p_kind || '_' || pg_catalog.left(pg_catalog.md5(p_service || '/' || p_role), 12)
 $$;
 
--- What is in that index. Tenants are ordered by a hash, so that a random place to begin favours nobody.
--- The coalesce keeps the planner from serving the same queries by agent_messages_ready, which would walk
--- over other tenants' messages.
-CREATE OR REPLACE FUNCTION cogo.tenant_index_where(p_service text, p_role text) RETURNS text
+-- What is in such an index. The predicates are written so that agent_messages_ready and _inflight, whose
+-- rows they share, can't serve the same queries: the planner might prefer them, and walk over other lanes
+-- and tenants.
+CREATE OR REPLACE FUNCTION cogo.lane_index_where(p_kind text, p_service text, p_role text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-  SELECT pg_catalog.format($q$m.service = %L AND m.role = %L AND m.status = 'queued'
-    AND coalesce(m.retry_at, '-infinity') = '-infinity'$q$, p_service, p_role)
+  SELECT pg_catalog.format('service = %L AND role = %L AND ', p_service, p_role) || CASE p_kind
+    WHEN 'tenants' THEN $q$status = 'queued' AND coalesce(retry_at, '-infinity') = '-infinity'$q$
+    WHEN 'running' THEN $q$status || '' = 'claimed'$q$ END
 $$;
 
-CREATE OR REPLACE FUNCTION cogo.has_tenant_index(p_service text, p_role text) RETURNS boolean
+CREATE OR REPLACE FUNCTION cogo.has_lane_index(p_kind text, p_service text, p_role text) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = '' AS $$
   SELECT coalesce((SELECT i.indisvalid FROM pg_catalog.pg_index i
-    WHERE i.indexrelid = to_regclass('public.' || cogo.tenant_index(p_service, p_role))), false)
+    WHERE i.indexrelid = to_regclass('public.' || cogo.lane_index(p_kind, p_service, p_role))), false)
+$$;
+
+-- The indexes that a lane wants by its row in bus_lanes: name, whether it is there (NULL: it is there and
+-- invalid, as a broken CREATE INDEX CONCURRENTLY leaves it), and the statement that makes it. Tenants are in the
+-- order of a hash, so that a random place to begin favours nobody.
+CREATE OR REPLACE FUNCTION cogo.lane_indexes(p_service text, p_role text)
+RETURNS TABLE (name text, made boolean, sql text) LANGUAGE sql STABLE SET search_path = '' AS $$
+  SELECT n.name, CASE WHEN to_regclass('public.' || n.name) IS NULL THEN false
+                      WHEN cogo.has_lane_index(k.kind, p_service, p_role) THEN true END,
+    format('CREATE INDEX CONCURRENTLY IF NOT EXISTS %I ON public.agent_messages (%s)'
+           ' WITH (deduplicate_items = off) WHERE %s', n.name, k.columns,
+           cogo.lane_index_where(k.kind, p_service, p_role))
+  FROM cogo.bus_lanes l CROSS JOIN LATERAL (VALUES
+    ('tenants', 'shard, hashtextextended(tenant, 0), priority, seq', l.fair OR l.limits ? 'max_running_per_tenant'),
+    ('running', 'tenant', l.fair OR l.limits <> '{}')) AS k(kind, columns, wanted)
+  CROSS JOIN LATERAL (SELECT cogo.lane_index(k.kind, p_service, p_role)) AS n(name)
+  WHERE l.service = p_service AND l.role = p_role AND k.wanted
 $$;
 
 CREATE OR REPLACE FUNCTION cogo.lane_lock(p_service text, p_role text) RETURNS bigint
@@ -49,7 +69,77 @@ LANGUAGE sql IMMUTABLE SET search_path = '' AS $$
   FROM t CROSS JOIN last
 $$;
 
--- Messages of the tenants of a lane by their shares, locked; needs the tenant index. p_busy[i] is what
+-- The partial index of a lane serves only a query that names the lane literally, so there is a statement for
+-- each lane. It is prepared once a session: planning it takes longer than running it. Its name.
+CREATE OR REPLACE FUNCTION cogo.prepared(p_arguments text, p_sql text) RETURNS text
+LANGUAGE plpgsql VOLATILE SET search_path = '' AS $$
+DECLARE v_name text := 'cogo_' || md5(p_sql);
+BEGIN
+  IF NOT EXISTS (SELECT FROM pg_catalog.pg_prepared_statements s WHERE s.name = v_name) THEN
+    EXECUTE 'PREPARE ' || v_name || p_arguments || ' AS ' || p_sql;
+  END IF;
+  RETURN v_name;
+END $$;
+
+-- The next $4 tenants of shard $5 that have something ready, round the circle of hashes: from $1 ($2: past the
+-- end of the numbers already) to $3. How many; where it stopped; hashes and $6/$7 of those that may run.
+CREATE OR REPLACE FUNCTION cogo.tenants_statement(p_service text, p_role text) RETURNS text
+LANGUAGE sql VOLATILE SET search_path = '' AS $$
+  SELECT cogo.prepared('(bigint, boolean, bigint, integer, integer, text[], bigint[], bigint, text[])', format($q$
+    WITH RECURSIVE t(h, tenant, wrapped, n) AS (
+      SELECT $1, NULL::text, $2, 0
+      UNION ALL
+      SELECT x.* FROM t CROSS JOIN LATERAL (
+        (SELECT hashtextextended(m.tenant, 0), m.tenant, t.wrapped, t.n + 1
+         FROM public.agent_messages m WHERE %1$s AND m.shard = $5
+           AND hashtextextended(m.tenant, 0) > t.h AND (NOT t.wrapped OR hashtextextended(m.tenant, 0) <= $3)
+         ORDER BY hashtextextended(m.tenant, 0) LIMIT 1)
+        UNION ALL
+        (SELECT hashtextextended(m.tenant, 0), m.tenant, true, t.n + 1
+         FROM public.agent_messages m WHERE %1$s AND m.shard = $5
+           AND NOT t.wrapped AND hashtextextended(m.tenant, 0) <= $3
+         ORDER BY hashtextextended(m.tenant, 0) LIMIT 1)
+        LIMIT 1) x
+      WHERE t.n < $4
+    ), k AS (
+      SELECT t.*, coalesce(b.busy, 0) AS busy FROM t
+      LEFT JOIN unnest($6, $7) AS b(tenant, busy) ON b.tenant = t.tenant WHERE t.n > 0
+    )
+    SELECT count(*), (array_agg(k.h ORDER BY k.n DESC))[1], bool_or(k.wrapped),
+      array_agg(k.h ORDER BY k.n) FILTER (WHERE k.busy < $8 AND k.tenant <> ALL ($9)),
+      array_agg(k.busy ORDER BY k.n) FILTER (WHERE k.busy < $8 AND k.tenant <> ALL ($9))
+    FROM k $q$, cogo.lane_index_where('tenants', p_service, p_role)))
+$$;
+
+-- $5 messages of these tenants ($1 hashes, $2 what they run) in shard $7 by their shares, behind (level, mark),
+-- locked; nobody gets above $6. Their ids; then, if they were too few, who has more: hashes, busy, levels, marks.
+CREATE OR REPLACE FUNCTION cogo.shares_statement(p_service text, p_role text) RETURNS text
+LANGUAGE sql VOLATILE SET search_path = '' AS $$
+  SELECT cogo.prepared('(bigint[], bigint[], bigint[], bigint[], bigint, bigint, integer)', format($q$
+    WITH u AS (
+      SELECT u.*, least(u.share, $6 - u.busy) AS due
+      FROM unnest($1, $2, $3, $4, cogo.shares($2, $5)) WITH ORDINALITY AS u(h, busy, level, mark, share, i)
+    ), x AS MATERIALIZED (
+      SELECT u.i, x.* FROM u CROSS JOIN LATERAL (
+        SELECT m.id, m.priority::bigint AS priority, m.seq
+        FROM public.agent_messages m WHERE %1$s AND m.shard = $7 AND hashtextextended(m.tenant, 0) = u.h
+          AND (m.priority, m.seq) > (u.level, u.mark) AND (m.expires_at IS NULL OR m.expires_at > cogo.now())
+          AND (m.ordering_key IS NULL OR cogo.is_head(m.service, m.role, m.tenant, m.ordering_key, m.id))
+        ORDER BY m.priority, m.seq LIMIT u.due FOR UPDATE SKIP LOCKED) x
+      WHERE u.due > 0
+    ), g AS (
+      SELECT u.i, u.h, u.busy + count(x.id) AS busy, u.due = count(x.id) AS filled, coalesce(
+        max(ARRAY[x.priority, x.seq]) FILTER (WHERE x.id IS NOT NULL), ARRAY[u.level, u.mark]) AS last
+      FROM u LEFT JOIN x ON x.i = u.i GROUP BY u.i, u.h, u.busy, u.due, u.level, u.mark
+    )
+    SELECT (SELECT array_agg(x.id) FROM x), array_agg(g.h ORDER BY g.i), array_agg(g.busy ORDER BY g.i),
+      array_agg(g.last[1] ORDER BY g.i), array_agg(g.last[2] ORDER BY g.i)
+    FROM g WHERE g.filled AND g.busy < $6 AND (SELECT count(*) FROM x) < $5 AND EXISTS (
+      SELECT FROM public.agent_messages m WHERE %1$s AND m.shard = $7 AND hashtextextended(m.tenant, 0) = g.h
+        AND (m.priority, m.seq) > (g.last[1], g.last[2])) $q$, cogo.lane_index_where('tenants', p_service, p_role)))
+$$;
+
+-- Messages of the tenants of a lane by their shares, locked; needs the index of tenants. p_busy[i] is what
 -- p_tenants[i] runs already (who runs nothing is absent); no tenant gets above p_most.
 CREATE OR REPLACE FUNCTION cogo.pick_fair(
   p_service text, p_role text, p_shard integer, p_limit integer, p_tenants text[], p_busy bigint[],
@@ -57,11 +147,11 @@ CREATE OR REPLACE FUNCTION cogo.pick_fair(
 ) RETURNS bigint[]
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
-SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
   TENANTS constant integer := greatest(64, p_limit);  -- looked at in one go
-  v_from text := format('FROM public.agent_messages m WHERE %s AND m.shard = %s',
-                        cogo.tenant_index_where(p_service, p_role), p_shard);
+  v_tenants text := cogo.tenants_statement(p_service, p_role);
+  v_shares text := cogo.shares_statement(p_service, p_role);
   v_start bigint := hashtextextended(random()::text, 0);
   v_at bigint := v_start;
   v_wrapped boolean := false;
@@ -70,63 +160,40 @@ DECLARE
   v_seen integer;
 BEGIN
   FOR v_turn IN 1 .. 8 LOOP
-    -- The next tenants that have something ready, once round the circle of hashes.
-    EXECUTE format($q$
-      WITH RECURSIVE t(h, tenant, wrapped, n) AS (
-        SELECT $1::bigint, NULL::text, $2::boolean, 0
-        UNION ALL
-        SELECT x.* FROM t CROSS JOIN LATERAL (
-          (SELECT hashtextextended(m.tenant, 0), m.tenant, t.wrapped, t.n + 1 %1$s
-             AND hashtextextended(m.tenant, 0) > t.h AND (NOT t.wrapped OR hashtextextended(m.tenant, 0) <= $3)
-           ORDER BY hashtextextended(m.tenant, 0) LIMIT 1)
-          UNION ALL
-          (SELECT hashtextextended(m.tenant, 0), m.tenant, true, t.n + 1 %1$s
-             AND NOT t.wrapped AND hashtextextended(m.tenant, 0) <= $3
-           ORDER BY hashtextextended(m.tenant, 0) LIMIT 1)
-          LIMIT 1) x
-        WHERE t.n < $4
-      ), k AS (
-        SELECT t.*, coalesce(b.busy, 0) AS busy FROM t
-        LEFT JOIN unnest($5::text[], $6::bigint[]) AS b(tenant, busy) ON b.tenant = t.tenant WHERE t.n > 0
-      )
-      SELECT count(*), (array_agg(k.h ORDER BY k.n DESC))[1], bool_or(k.wrapped),
-        array_agg(k.h ORDER BY k.n) FILTER (WHERE k.busy < $7 AND k.tenant <> ALL ($8)),
-        array_agg(k.busy ORDER BY k.n) FILTER (WHERE k.busy < $7 AND k.tenant <> ALL ($8))
-      FROM k $q$, v_from)
-    INTO v_seen, v_at, v_wrapped, v_hashes, v_busy
-    USING v_at, v_wrapped, v_start, TENANTS, p_tenants, p_busy, p_most, p_paused;
-    v_levels := array_fill(-1::bigint, ARRAY[cardinality(v_hashes)]);
+    EXECUTE format('EXECUTE %s (%L, %L, %L, %L, %L, %L, %L, %L, %L)', v_tenants, v_at, v_wrapped, v_start,
+                   TENANTS, p_shard, p_tenants, p_busy, p_most, p_paused)
+    INTO v_seen, v_at, v_wrapped, v_hashes, v_busy;
+    v_levels := array_fill(-1::bigint, ARRAY[coalesce(cardinality(v_hashes), 0)]);
     v_marks := v_levels;
     -- Who has less than its share leaves the rest to the others, so there may be some rounds.
     WHILE v_hashes IS NOT NULL AND cardinality(v_ids) < p_limit LOOP
-      EXECUTE format($q$
-        WITH u AS (
-          SELECT u.*, least(u.share, $6 - u.busy) AS due
-          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], cogo.shares($2, $5))
-            WITH ORDINALITY AS u(h, busy, level, mark, share, i)
-        ), x AS MATERIALIZED (
-          SELECT u.i, x.* FROM u CROSS JOIN LATERAL (
-            SELECT m.id, m.priority::bigint AS priority, m.seq %1$s AND hashtextextended(m.tenant, 0) = u.h
-              AND (m.priority, m.seq) > (u.level, u.mark)
-              AND (m.expires_at IS NULL OR m.expires_at > cogo.now())
-              AND (m.ordering_key IS NULL OR cogo.is_head(m.service, m.role, m.tenant, m.ordering_key, m.id))
-            ORDER BY m.priority, m.seq LIMIT u.due FOR UPDATE SKIP LOCKED) x
-          WHERE u.due > 0
-        ), g AS (
-          SELECT u.i, u.h, u.busy + count(x.id) AS busy, u.due = count(x.id) AS filled,
-            coalesce(max(ARRAY[x.priority, x.seq]), ARRAY[u.level, u.mark]) AS last
-          FROM u LEFT JOIN x ON x.i = u.i GROUP BY u.i, u.h, u.busy, u.due, u.level, u.mark
-        )
-        SELECT (SELECT array_agg(x.id) FROM x), array_agg(g.h ORDER BY g.i), array_agg(g.busy ORDER BY g.i),
-          array_agg(g.last[1] ORDER BY g.i), array_agg(g.last[2] ORDER BY g.i)
-        FROM g WHERE g.filled AND g.busy < $6 $q$, v_from)
-      INTO v_new, v_hashes, v_busy, v_levels, v_marks
-      USING v_hashes, v_busy, v_levels, v_marks, p_limit - cardinality(v_ids), p_most;
+      EXECUTE format('EXECUTE %s (%L, %L, %L, %L, %L, %L, %L)', v_shares, v_hashes, v_busy, v_levels, v_marks,
+                     p_limit - cardinality(v_ids), p_most, p_shard)
+      INTO v_new, v_hashes, v_busy, v_levels, v_marks;
       v_ids := v_ids || v_new;
     END LOOP;
     EXIT WHEN v_seen < TENANTS OR cardinality(v_ids) >= p_limit;
   END LOOP;
   RETURN v_ids;
+END $$;
+
+-- What a lane has claimed, by tenant, over all shards and processes.
+CREATE OR REPLACE FUNCTION cogo.running(p_service text, p_role text, OUT tenants text[], OUT counts bigint[])
+LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = ''
+SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+BEGIN
+  IF cogo.has_lane_index('running', p_service, p_role) THEN
+    EXECUTE 'EXECUTE ' || cogo.prepared('', format($q$
+      SELECT array_agg(b.tenant), array_agg(b.n) FROM (
+        SELECT m.tenant, count(*) AS n FROM public.agent_messages m WHERE %s GROUP BY m.tenant) b
+      $q$, cogo.lane_index_where('running', p_service, p_role))) INTO tenants, counts;
+  ELSE
+    SELECT array_agg(b.tenant), array_agg(b.n) INTO tenants, counts FROM (
+      SELECT m.tenant, count(*) AS n FROM public.agent_messages m
+      WHERE m.status = 'claimed' AND m.service = p_service AND m.role = p_role GROUP BY m.tenant) b;
+  END IF;
+  tenants := coalesce(tenants, '{}');
+  counts := coalesce(counts, '{}');
 END $$;
 
 -- Messages of a lane in its order, without the index: those of paused tenants and of tenants that run
@@ -144,8 +211,7 @@ SET enable_seqscan = off SET enable_bitmapscan = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
-  WALK constant integer := CASE WHEN p_fair OR p_most < 1e9 OR p_paused <> '{}'
-                                THEN greatest(2000, 4 * p_limit) ELSE p_limit END;
+  v_walk integer := CASE WHEN p_fair OR p_most < 1e9 THEN greatest(2000, 4 * p_limit) ELSE 2 * p_limit + 50 END;
   v_now timestamptz := cogo.now();
   v_from bigint[];  -- where this turn begins, for each priority
   v_past bigint[];  -- up to where all belong to paused tenants
@@ -158,7 +224,7 @@ BEGIN
   v_from := coalesce(v_from, '{0,0,0,0}');
   v_past := v_from;
   ids := '{}';
-  FOR v_turn IN 1 .. 10 LOOP
+  FOR v_turn IN 1 .. 20 LOOP  -- each looks twice as far
     WITH w AS MATERIALIZED (
       SELECT b.*, row_number() OVER () AS n, b.tenant = ANY (p_paused) AS paused FROM (
         (SELECT m.id, m.tenant, NULL::smallint AS priority, NULL::bigint AS seq FROM public.agent_messages m
@@ -166,7 +232,7 @@ BEGIN
            AND m.status = 'queued' AND m.retry_at IS NOT NULL AND m.retry_at <= v_now
            AND (m.expires_at IS NULL OR m.expires_at > v_now)
            AND (m.ordering_key IS NULL OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
-         ORDER BY m.retry_at LIMIT WALK)
+         ORDER BY m.retry_at LIMIT v_walk)
         UNION ALL
         (SELECT ready.* FROM (VALUES (0::smallint), (1), (2), (3)) AS level(priority) CROSS JOIN LATERAL (
            SELECT m.id, m.tenant, m.priority, m.seq FROM public.agent_messages m
@@ -174,7 +240,7 @@ BEGIN
              AND m.priority = level.priority AND m.status = 'queued' AND m.retry_at IS NULL
              AND m.seq > v_from[level.priority + 1] AND (m.expires_at IS NULL OR m.expires_at > v_now)
              AND (m.ordering_key IS NULL OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
-           ORDER BY m.seq LIMIT WALK) ready LIMIT WALK)
+           ORDER BY m.seq LIMIT v_walk) ready LIMIT v_walk)
       ) b
     ), may AS (
       SELECT w.id, w.tenant, w.n, row_number() OVER (PARTITION BY w.seq IS NULL ORDER BY w.n) AS place,
@@ -206,8 +272,9 @@ BEGIN
     v_skipped := v_skipped + coalesce(v_paused_first, 0);
     v_from := v_last;
     v_past := v_clear;
-    more := v_seen >= WALK;
-    EXIT WHEN NOT more OR cardinality(ids) >= p_limit;
+    more := v_seen >= v_walk;
+    EXIT WHEN NOT more OR cardinality(ids) >= p_limit OR v_walk > 10000;
+    v_walk := 2 * v_walk;
   END LOOP;
   IF p_paused <> '{}' AND v_skipped >= 500 THEN
     INSERT INTO cogo.bus_floors AS f VALUES (p_service, p_role, p_shard, v_past, v_now + interval '10 s')
@@ -240,17 +307,15 @@ BEGIN
   SELECT * INTO v_lane FROM cogo.bus_lanes l WHERE l.service = p_service AND l.role = p_role;
   v_most := coalesce((v_lane.limits ->> 'max_running_per_tenant')::bigint, NO_LIMIT);
   v_indexed := (v_lane.fair OR v_most < NO_LIMIT OR v_lane.paused_tenants <> '{}')
-               AND cogo.has_tenant_index(p_service, p_role);
+               AND cogo.has_lane_index('tenants', p_service, p_role);
   -- Who counts what runs, and who picks without locking, goes alone. What this waits for is a claim.
   IF v_lane.limits <> '{}' OR NOT v_indexed THEN
     PERFORM pg_advisory_xact_lock(cogo.lane_lock(p_service, p_role));
   END IF;
   -- A statement of its own, after the lock: it sees what the claims before it have taken.
-  SELECT coalesce(array_agg(b.tenant), '{}'), coalesce(array_agg(b.n), '{}'),
-    coalesce((v_lane.limits ->> 'max_running')::bigint, NO_LIMIT) - coalesce(sum(b.n), 0)
-  INTO v_tenants, v_busy, v_free FROM (
-    SELECT m.tenant, count(*) AS n FROM public.agent_messages m
-    WHERE m.status = 'claimed' AND m.service = p_service AND m.role = p_role GROUP BY m.tenant) b;
+  SELECT r.tenants, r.counts INTO v_tenants, v_busy FROM cogo.running(p_service, p_role) r;
+  v_free := coalesce((v_lane.limits ->> 'max_running')::bigint, NO_LIMIT)
+            - (SELECT coalesce(sum(n), 0) FROM unnest(v_busy) AS n);
 
   IF v_free <= 0 THEN
     NULL;

@@ -90,6 +90,7 @@ BEGIN
       AND m.status IN ('done', 'failed', 'cancelled');
   END IF;
   PERFORM cogo.wake_waiters(v_ids);
+  PERFORM cogo.wake_limited(v_ids);
   IF 'queued' = ANY (v_statuses) THEN
     PERFORM cogo.wake(m.service, m.role, m.shard)
     FROM (SELECT DISTINCT service, role, shard FROM public.agent_messages

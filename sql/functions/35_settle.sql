@@ -7,6 +7,9 @@ CREATE OR REPLACE FUNCTION cogo.on_settle() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE v_none text;
 BEGIN
+  IF NEW.status NOT IN ('done', 'failed', 'cancelled') OR OLD.status IN ('done', 'failed', 'cancelled') THEN
+    RETURN NULL;
+  END IF;
   -- Recorded within the statement: the triggers of its rows fire after it, so the audit of a chain
   -- reads from the child up.
   WITH settled AS (
@@ -22,11 +25,9 @@ BEGIN
   SELECT cogo.record_ends(ARRAY[settled.id], NEW.claimed_by) INTO v_none FROM settled;
   RETURN NULL;
 END $$;
+-- (The WHEN of a trigger is prepared anew for each statement, so it is short.)
 CREATE OR REPLACE TRIGGER agent_messages_settle AFTER UPDATE OF status ON public.agent_messages
-  FOR EACH ROW WHEN (
-    NEW.reply_to IS NOT NULL AND NEW.status IN ('done', 'failed', 'cancelled')
-    AND OLD.status NOT IN ('done', 'failed', 'cancelled'))
-  EXECUTE FUNCTION cogo.on_settle();
+  FOR EACH ROW WHEN (NEW.reply_to IS NOT NULL) EXECUTE FUNCTION cogo.on_settle();
 
 -- Outsiders may claim, finish, cancel and requeue by plain UPDATEs of status. This puts right what
 -- their statement left out. An ended message leaves its state only for `queued` (CG410 otherwise).

@@ -59,26 +59,31 @@ BEGIN
   END IF;
 END $$;
 
--- A message that left a terminal state begins a new life: attempts 0, a fresh budget, the same ttl from
--- now on (it ran from the last requeue, or from the creation). The audit says so, and the counters take
--- the end back.
-CREATE OR REPLACE FUNCTION cogo.renew(p_id bigint, p_was text, p_reason text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+-- Messages that left a terminal state begin a new life: attempts 0, a fresh budget, the same ttl from now on
+-- (it ran from the last requeue, or from the creation). The audit says so, and the counters take the
+-- end back.
+CREATE OR REPLACE FUNCTION cogo.renew_all(p_ids bigint[], p_was text, p_reason text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
 BEGIN
   UPDATE public.agent_messages m SET
     attempts = 0, claimed_at = NULL, done_at = NULL, error = NULL, result_snippet = NULL, result_url = NULL,
     expires_at = cogo.now() + (m.expires_at - coalesce((SELECT max(e.created_at) FROM public.bus_events e
-      WHERE e.message_id = p_id AND e.kind = 'requeued'), m.created_at))
-  WHERE m.id = p_id;
-  DELETE FROM cogo.budget_holds WHERE root_id = p_id;
+      WHERE e.message_id = m.id AND e.kind = 'requeued'), m.created_at))
+  WHERE m.id = ANY (p_ids);
+  DELETE FROM cogo.budget_holds WHERE root_id = ANY (p_ids);
   INSERT INTO public.bus_events
     (created_at, kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
   SELECT cogo.now(), 'requeued', m.id, m.trace_id, m.tenant, m.service, m.role, m.shard, cogo.actor(),
          jsonb_strip_nulls(jsonb_build_object('was', p_was, 'reason', nullif(p_reason, '')))
-  FROM public.agent_messages m WHERE m.id = p_id;
+  FROM public.agent_messages m WHERE m.id = ANY (p_ids) ORDER BY m.id;
   INSERT INTO cogo.bus_stats (service, role, tenant, status, n)
-  SELECT m.service, m.role, m.tenant, p_was, -1 FROM public.agent_messages m WHERE m.id = p_id;
+  SELECT m.service, m.role, m.tenant, p_was, -count(*) FROM public.agent_messages m
+  WHERE m.id = ANY (p_ids) GROUP BY 1, 2, 3;
 END $$;
+CREATE OR REPLACE FUNCTION cogo.renew(p_id bigint, p_was text, p_reason text) RETURNS void
+LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = '' AS $$
+  SELECT cogo.renew_all(ARRAY[p_id], p_was, p_reason)
+$$;
 
 -- Put a failed or cancelled message back, at the end of its lane. NULL for an unknown id.
 CREATE OR REPLACE FUNCTION cogo.requeue(p_id bigint, p_actor text, p_reason text) RETURNS text

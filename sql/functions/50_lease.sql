@@ -57,7 +57,8 @@ END $$;
 -- it first, with a better word than ours), and what foreign claimers, who have no lease, have held for
 -- too long. Out of attempts: failed, `poison`. The row is locked from the look to the write, so no
 -- guard by fence is needed. After a restart of Postgres no lease counts as dead before every process
--- had time to beat again. p_after: no claim up to this fence is left, as far as the caller knows.
+-- had time to beat again. p_after: no claim with a lower fence is left,
+-- as far as the caller knows.
 DROP FUNCTION IF EXISTS cogo.reclaim(integer, bigint, bigint);
 CREATE OR REPLACE FUNCTION cogo.reclaim(
   p_limit integer, p_lease_ms bigint, p_reclaim_after_ms bigint, p_after bigint DEFAULT 0
@@ -75,7 +76,7 @@ BEGIN
         WHEN m.holder_epoch IS NULL THEN 'claim_lost: a claim without a lease was held too long'
         ELSE 'claim_lost: the lease of ' || coalesce(m.claimed_by, 'its holder') || ' ended' END AS why
     FROM public.agent_messages m
-    WHERE m.status = 'claimed' AND m.fence > p_after AND (
+    WHERE m.status = 'claimed' AND m.fence >= p_after AND (
       m.deadline_at <= v_now - interval '2 s'
       OR (m.holder_epoch IS NULL
           AND coalesce(m.claimed_at, m.created_at) <= v_now - p_reclaim_after_ms * interval '1 ms')
@@ -105,12 +106,12 @@ BEGIN
   RETURN QUERY SELECT * FROM unnest(v_ids, v_statuses, v_whys);
 END $$;
 
--- The fence before the oldest claim that is left after p_after; the newest fence when none is.
+-- The fence of the oldest claim that is left from p_after on; the newest fence when none is.
 CREATE OR REPLACE FUNCTION cogo.oldest_claim(p_after bigint) RETURNS bigint
 LANGUAGE sql STABLE SECURITY INVOKER SET search_path = '' AS $$
   SELECT coalesce(
-    (SELECT m.fence - 1 FROM public.agent_messages m
-     WHERE m.status = 'claimed' AND m.fence > p_after ORDER BY m.fence LIMIT 1),
+    (SELECT m.fence FROM public.agent_messages m
+     WHERE m.status = 'claimed' AND m.fence >= p_after ORDER BY m.fence LIMIT 1),
     (SELECT s.last_value FROM cogo.bus_fence s))
 $$;
 

@@ -17,7 +17,7 @@ from cogo.core import upkeep
 from cogo.core.bus import Bus
 from cogo.core.db import Database, connect
 from cogo.core.errors import Invalid
-from cogo.core.model import Message
+from cogo.core.model import Lane, Message
 from cogo.core.settings import Settings
 
 LANE = "t/echo@acme"
@@ -269,21 +269,43 @@ async def test_a_requeued_message_waits_for_the_one_at_work(bus: Bus) -> None:
     assert await in_turn(hand) == [first, third]
 
 
-async def test_a_requeue_waits_for_a_claim_that_is_under_way(bus: Bus, dsn: str) -> None:
+async def test_a_requeued_message_and_a_claim_that_is_under_way(bus: Bus, dsn: str) -> None:
     """The claim began before the message came back, so it can't know of it: it counts all the same."""
     hand = await Hand(bus).register()
     first, second = await fail_first(bus, hand)
-    async with await connect(dsn, "claimer") as conn, anyio.create_task_group() as tasks:
-        async with conn.transaction():
-            sql = "SELECT id FROM cogo.claim('t', 'echo', 0, 1, 'other', 1, 60000)"
-            assert await (await conn.execute(sql)).fetchall() == [(second,)]
-            tasks.start_soon(lambda: bus.requeue(first, actor="test"))
-            sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            await eventually_async(lambda: bus.db.fetch_value(sql))
-            assert await hand.claim("t/echo") == []
+    async with await connect(dsn, "claimer") as conn, conn.transaction():
+        sql = "SELECT id FROM cogo.claim('t', 'echo', 0, 1, 'other', 1, 60000)"
+        assert await (await conn.execute(sql)).fetchall() == [(second,)]
+        await bus.requeue(first, actor="test")
+        assert await hand.claim("t/echo") == []
+    await upkeep.reclaim_once(bus, Settings())
     assert await hand.claim("t/echo") == []
     await update(bus, second, status="done")
     assert await in_turn(hand) == [first]
+
+
+async def test_a_claim_that_is_older_than_the_requeue_gets_nothing_beside_it(bus: Bus, dsn: str) -> None:
+    """The other way round: the message is back before the claim comes to the next of its key."""
+    hand = await Hand(bus).register()
+    first, second = await fail_first(bus, hand)
+    async with await connect(dsn, "operator") as conn, conn.transaction():
+        await conn.execute("SELECT cogo.requeue(%s, 'test', '')", (first,))
+        assert await hand.claim("t/echo") == [], "it sees the second at the door, but may not have it"
+    assert await in_turn(hand) == [first, second]
+
+
+async def test_a_finish_beside_a_requeue_of_the_same_key(bus: Bus, dsn: str) -> None:
+    """Neither sees what the other does: the next round puts right who stands at the door."""
+    hand = await Hand(bus).register()
+    first, second = await fail_first(bus, hand)
+    (third,) = await keyed(bus, 1)
+    (working,) = await hand.claim("t/echo")
+    async with await connect(dsn, "operator") as conn, conn.transaction():
+        await conn.execute("SELECT cogo.requeue(%s, 'test', '')", (first,))
+        await hand.finish(working)  # the third goes to the door: the first isn't back yet, as far as it knows
+    await upkeep.reclaim_once(bus, Settings())
+    assert working.id == second
+    assert await in_turn(hand) == [first, third]
 
 
 # -- everything at once ------------------------------------------------------------------------
@@ -338,8 +360,21 @@ async def test_claimers_and_producers_at_once(bus: Bus, database: Database, seed
         assert all(left <= right for left, right in zip(ids, ids[1:], strict=False)), ids
 
 
-async def test_each_wakes_the_next(dsn: str, bus: Bus) -> None:
-    """A process that sleeps (its poll is a minute) is told when the door opens."""
+async def test_the_end_of_one_wakes_who_sleeps_on_the_lane_of_the_next(bus: Bus, dsn: str) -> None:
+    hand = await Hand(bus).register()
+    await keyed(bus, 1)
+    await keyed(bus, 1, lane="t/echo/7@acme")
+    (first,) = await hand.claim("t/echo")
+    await bus.sleep_on([Lane("t", "echo", 0), Lane("t", "echo", 7)], hand.epoch)
+    async with await connect(dsn, "listener") as conn:
+        await conn.execute("LISTEN cogo")
+        await hand.finish(first)
+        heard = [note.payload async for note in conn.notifies(timeout=10, stop_after=1)]
+    assert heard == ["lane:t/echo/7"]
+
+
+async def test_a_key_in_a_process(dsn: str, bus: Bus) -> None:
+    """One after the other on eight slots, the retried one too; the poll of the process is a minute."""
     order: list[int] = []
 
     async def note(task: dict[str, Any], ctx: cogo.Context) -> None:
