@@ -93,19 +93,18 @@ async def test_a_caller_that_is_cancelled_takes_nobody_along(bus: Bus, dsn: str)
         with scopes[n]:
             found.append(await bus.enqueue("t/echo", {"n": n}))
 
+    async def two_were_sent() -> bool:
+        sql = """SELECT count(*) FROM pg_stat_activity
+                 WHERE wait_event_type = 'Lock' AND datname = current_database()"""
+        return bool(await bus.db.fetch_value(sql) == 2)
+
     async with await psycopg.AsyncConnection.connect(dsn) as locker:
         await locker.execute("LOCK TABLE public.agent_messages IN EXCLUSIVE MODE")
         async with anyio.create_task_group() as tasks:
             for n in range(6):
                 tasks.start_soon(one, n)
-                await anyio.wait_all_tasks_blocked()
-            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-
-            async def both_wait() -> bool:
-                return bool(await bus.db.fetch_value(waiting) == 2)
-
             try:
-                await eventually_async(both_wait)
+                await eventually_async(two_were_sent)
                 scopes[0].cancel()  # leads the first statement: it was sent, so it is inserted
                 scopes[5].cancel()  # still in the line: it is not
                 await anyio.lowlevel.checkpoint()
