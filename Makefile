@@ -6,7 +6,7 @@ BIN := .venv/bin
 SYNCED := .venv/.synced
 ARGS ?=
 
-.PHONY: help setup demo test system-postgres lint format types contracts docs check bench clean
+.PHONY: help setup demo test system-postgres lint format types contracts docs check bench bench-bus chaos clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,8 +61,15 @@ docs: $(SYNCED) ## Write the generated pages of docs/reference
 
 check: lint types contracts test ## Everything that must hold before a commit
 
-bench: $(SYNCED) ## Every figure that the README claims
-	@for file in benchmarks/*/run.py; do echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
+bench: $(SYNCED) ## The figures of the main job and of retrieval
+	@for file in benchmarks/main_job/run.py benchmarks/retrieval/run.py; do \
+	  echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
+
+bench-bus: $(SYNCED) ## Every gate of the bus beside its peers, which it installs; writes docs/benchmarks.md (40 minutes)
+	@$(BIN)/python benchmarks/bus/run.py --write $(ARGS)
+
+chaos: $(SYNCED) ## 200 seeded runs of faults with a checked history (make chaos ARGS='--seed 42' repeats one)
+	@$(BIN)/python tests/chaos/run.py $(if $(ARGS),$(ARGS),--seeds 200)
 
 clean: ## Remove what the tools have made (not the data home)
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 POLL_FIRST_S = 0.005
 FULL_BATCHES_TO_WAKE = 2
+BUSY_PER_S = 200.0
+"""With so many messages a second polls every POLL_FIRST_S find more than wakeups would, and cost less."""
 ASLEEP_AT_LEAST_S = 1.0
 SUSPECT_S = 60.0
 RECOVER_EVERY_S = 5.0
@@ -139,6 +141,22 @@ class Desk:
                         sweep()
 
 
+class Pace:
+    """How many messages a second came, over the last second or longer."""
+
+    def __init__(self) -> None:
+        self.per_s = 0.0
+        self._count = 0
+        self._since = time.monotonic()
+
+    def note(self, count: int) -> None:
+        self._count += count
+        elapsed_s = time.monotonic() - self._since
+        if elapsed_s >= 1.0:
+            self.per_s = self._count / elapsed_s
+            self._count, self._since = 0, time.monotonic()
+
+
 class Consumer:
     """One role's loop: claims for its lanes as long as it has free slots."""
 
@@ -166,6 +184,9 @@ class Consumer:
         self._wakeup = anyio.Event()
         self._asleep: tuple[int, int] | None = None
         self._asleep_since = 0.0
+        self._poll_s = POLL_FIRST_S
+        self._pace = Pace()
+        self._full_claims = 0
         self._stopping = False
         self._outage = telemetry.Outage(f"consumer.{name}")
         for lane in self.lanes:
@@ -197,33 +218,43 @@ class Consumer:
             self._give_back_unstarted()
 
     async def _feed(self) -> None:
-        poll_s, full = POLL_FIRST_S, 0
         while not self._stopping:
             self._wakeup = anyio.Event()  # before the claim: a wakeup during it must not be lost
             await self._desk.finisher.room()
-            asked = min(self.free, BATCH)
-            self._full = asked == 0
-            if self._full:
-                await self._wait(self._desk.poll_s)
-                continue
             try:
-                got, due_s = await self._claim(asked)
+                wait_s = await self._round()
                 self._outage.end()
-                full = full + 1 if got == asked else 0
-                if got == asked:
-                    await self._wake_up_for_good(full)
-                    continue
-                await self._desk.recover()
-                if await self._fall_asleep():
-                    continue  # look once more: what came before the registration was not notified
             except BusUnavailable as error:
                 self._outage.begin(error)
                 self._desk.suspect()
                 self._sweep()
-                await self._wait(0.5)
-                continue
-            woken = await self._wait(min(poll_s, self._longest_poll_s(), due_s or poll_s))
-            poll_s = POLL_FIRST_S if woken or got else min(poll_s * 2, self._desk.poll_s)
+                wait_s = 0.5
+            if wait_s and await self._wait(wait_s):
+                self._poll_s = POLL_FIRST_S
+
+    async def _round(self) -> float:
+        """One claim; for how many seconds at most to wait for a wakeup before the next."""
+        asked = min(self.free, BATCH)
+        self._full = asked == 0
+        if self._full:
+            await self._stay_awake()
+            return self._desk.poll_s
+        got, due_s = await self._claim(asked)
+        self._pace.note(got)
+        self._full_claims = self._full_claims + 1 if got == asked else 0
+        if got == asked:
+            if self._full_claims >= FULL_BATCHES_TO_WAKE:
+                await self._stay_awake()
+            return 0.0
+        await self._desk.recover()
+        if self._pace.per_s >= BUSY_PER_S:
+            await self._stay_awake()
+            return POLL_FIRST_S
+        if await self._fall_asleep():
+            return 0.0  # look once more: what came before the registration was not notified
+        wait_s = min(self._poll_s, self._longest_poll_s(), due_s or self._poll_s)
+        self._poll_s = POLL_FIRST_S if got else min(self._poll_s * 2, self._desk.poll_s)
+        return wait_s
 
     # -- claiming ------------------------------------------------------------------------------
 
@@ -273,11 +304,13 @@ class Consumer:
         self._asleep, self._asleep_since = term, time.monotonic()
         return True
 
-    async def _wake_up_for_good(self, full: int) -> None:
-        # Only after two full batches in a row, and not within a second of falling asleep: registering
-        # and leaving at every batch would make bus_idle the next table that bloats.
-        awake = self._asleep is None or time.monotonic() - self._asleep_since < ASLEEP_AT_LEAST_S
-        if not awake and full >= FULL_BATCHES_TO_WAKE:
+    async def _stay_awake(self) -> None:
+        """From now on nobody need notify: this consumer looks by itself, soon enough.
+
+        A NOTIFY makes the commits of all producers wait for each other. Not within a second of falling
+        asleep: registering and leaving at every batch would make bus_idle the next table that bloats.
+        """
+        if self._asleep is not None and time.monotonic() - self._asleep_since >= ASLEEP_AT_LEAST_S:
             self._asleep = None
             await self._desk.bus.awake_on(self.lanes, self._desk.lease.epoch)
 

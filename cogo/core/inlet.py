@@ -85,11 +85,7 @@ class Inlet:
         """Wait until somebody has sent it, or until it leads itself."""
         self._waiting.append(slip)
         try:
-            with anyio.move_on_after(LINE_S):
-                await slip.event.wait()
-            if not slip.event.is_set() and slip in self._waiting:
-                raise BusUnavailable("the database does not answer: the message was not sent")
-            await slip.event.wait()
+            await self._turn(slip)
         except BaseException:  # nothing is inserted that was not sent yet
             if slip.leads:
                 self._pass_on()
@@ -98,6 +94,13 @@ class Inlet:
             raise
         if slip.leads:
             await self._write(slip)
+
+    async def _turn(self, slip: _Slip) -> None:
+        with anyio.move_on_after(LINE_S):
+            await slip.event.wait()
+        if slip in self._waiting:
+            raise BusUnavailable("the database does not answer: the message was not sent")
+        await slip.event.wait()
 
     def _pass_on(self) -> None:
         """This writer's turn is over: the first in the line leads next."""
