@@ -138,3 +138,32 @@ async def test_a_locked_row_holds_up_nobody(bus: Bus) -> None:
         await conn.execute("SELECT FROM public.agent_messages WHERE id = %s FOR UPDATE", (locked,))
         assert [message.id for message in await hand.claim("t/echo")] == [free]
     assert [message.id for message in await hand.claim("t/echo")] == [locked]
+
+
+async def test_fences_leap_after_a_crash_of_postgres(bus: Bus) -> None:
+    """A claim commits asynchronously: the fences of lost ones must not be given again.
+
+    bus_alive is UNLOGGED, so a crash empties it; here the test does.
+    """
+    hand = await Hand(bus).register()
+    await bus.enqueue_many("t/echo", [{}] * 3)
+    (before,) = await hand.claim("t/echo", 1)
+    await bus.db.execute("TRUNCATE cogo.bus_alive")
+    (after,) = await hand.claim("t/echo", 1)
+    (then,) = await hand.claim("t/echo", 1)
+    assert after.fence > before.fence + 1_000_000_000
+    assert then.fence == after.fence + 1, "once"
+    assert await hand.finish(before) == "done"
+
+
+async def test_only_the_claim_commits_asynchronously(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    await bus.enqueue("t/echo", {})
+    async with bus.db.transaction() as conn:
+        sql = "SELECT * FROM cogo.claim('t', 'echo', 0, 1, 'hand', %s, 60000, '{0,0,0,0}')"
+        await conn.execute(sql, (hand.epoch,))
+        (row,) = await (await conn.execute("SHOW synchronous_commit")).fetchall()
+        assert row == {"synchronous_commit": "off"}
+    assert await bus.db.fetch_value("SHOW synchronous_commit") == "on"
+    persistence = "SELECT relpersistence FROM pg_class WHERE oid = 'cogo.bus_alive'::regclass"
+    assert await bus.db.fetch_value(persistence) == "u"

@@ -64,6 +64,29 @@ async def test_what_the_table_refuses(bus: Bus, columns: dict[str, Any]) -> None
         await insert(bus, "t/echo", **columns)
 
 
+@pytest.mark.parametrize(
+    "columns", [{"service": "Bad"}, {"role": ""}, {"tenant": "a b"}, {"shard": -1}, {"priority": 4}]
+)
+async def test_nobody_sends_a_message_where_it_could_not_have_been_inserted(
+    bus: Bus, columns: dict[str, Any]
+) -> None:
+    id = await insert(bus, "t/echo")
+    with pytest.raises(psycopg.errors.CheckViolation) as refused:
+        await update(bus, id, **columns)
+    assert refused.value.diag.constraint_name == f"agent_messages_{next(iter(columns))}"
+    assert refused.value.diag.message_hint
+    await update(bus, id, service="other", priority=0)
+    assert (await bus.message(id))["service"] == "other"
+
+
+async def test_one_bad_row_refuses_the_whole_statement(bus: Bus) -> None:
+    sql = """INSERT INTO public.agent_messages (service, role, tenant)
+             SELECT 't', 'echo', CASE WHEN n = 700 THEN '' ELSE 'acme' END FROM generate_series(1, 1000) n"""
+    with pytest.raises(psycopg.errors.CheckViolation, match="its tenant is not valid"):
+        await bus.db.execute(sql)
+    assert await bus.db.fetch_value("SELECT count(*) FROM public.agent_messages") == 0
+
+
 async def test_a_plain_insert_into_the_ingress_lane_is_audited(bus: Bus) -> None:
     id = await insert(bus, "orchestrator/decide/0@acme", payload='{"intent": "ask"}')
     await insert(bus, "orchestrator/execute")
