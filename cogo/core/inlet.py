@@ -20,8 +20,9 @@ from .text import array
 if TYPE_CHECKING:
     from .db import Connection, Database
 
-WRITERS = 2
-"""While one statement waits for its commit, the next is sent on another connection."""
+WRITERS = 1
+"""Statements under way at the same time. More make batches smaller: with eight callers 1 took 102 us of the
+client's time a message, 2 took 134, 4 took 207, and one statement for each message 222."""
 MOST = 500
 STATEMENT_S = 30.0
 LINE_S = 10.0
