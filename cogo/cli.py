@@ -40,6 +40,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("cogo.commands.bus:status", "Show the lanes, or one message with its hops."),
         "cancel": ("cogo.commands.bus:cancel", "Cancel a message."),
         "requeue": ("cogo.commands.bus:requeue", "Queue a failed or cancelled message again."),
+        "lanes": ("cogo.commands.flow:lanes", "List the lanes with their policy, what waits and what runs."),
+        "pause": ("cogo.commands.flow:pause", "Begin nothing more in a lane, or for one tenant."),
+        "resume": ("cogo.commands.flow:resume", "End a pause of a lane, or of one tenant."),
+        "dead": ("cogo.commands.flow:dead", "Group the failed messages by lane and error code."),
+        "redrive": ("cogo.commands.flow:redrive", "Queue failed messages again, many at once."),
         "smoke": ("cogo.commands.smoke:smoke", "Quick checks of a running installation."),
     },
     "Operations": {

@@ -54,7 +54,8 @@ class Proxy:
 
     def freeze(self) -> None:
         """Take bytes and let none through, in either direction: a link that went dark."""
-        self._flowing = asyncio.Event()
+        if self._flowing.is_set():  # else those who wait for the old event would wait for ever
+            self._flowing = asyncio.Event()
 
     def thaw(self) -> None:
         self._flowing.set()

@@ -71,27 +71,32 @@ class ContextBus:
 
     async def enqueue(
         self, to: str, payload: Any, *, idempotency_key: str | None = None, priority: int = 2,
-        ttl_ms: int | None = None, now: bool = False,
+        ttl_ms: int | None = None, ordering_key: str | None = None, max_depth: int | None = None,
+        now: bool = False,
     ) -> int | None:  # fmt: skip
         """Send a message to `service/role[/shard]` for the same tenant, in the same trace.
 
         By default it is inserted together with this message's finish, only if that succeeds, and
-        None is returned. `now=True` inserts it at once and returns its id; a retry repeats it.
+        None is returned. `now=True` inserts it at once and returns its id; a retry repeats it. With
+        `max_depth` it raises LaneFull when so many messages wait there now, and this one is tried again.
         Raises RoutingInvalid, ResultInvalid, Invalid.
         """
         if now:
             return await self._bus.enqueue(
                 self._ctx.routed(to), payload, idempotency_key=idempotency_key, priority=priority, ttl_ms=ttl_ms,
-                traceparent=telemetry.new_traceparent(self._ctx.traceparent),
+                traceparent=telemetry.new_traceparent(self._ctx.traceparent), ordering_key=ordering_key,
+                max_depth=max_depth,
             )  # fmt: skip
         if self._ctx.finished is not None:
             raise MessageState(
                 "the message has ended already, nothing can leave with its finish; use now=True"
             )
+        if max_depth is not None:
+            await self._bus.refuse_when_full(self._ctx.routed(to).lane, max_depth)
         self._ctx.follow_ups = follow_ups = self._ctx.follow_ups or []
-        follow_ups.append(
-            self._ctx.follow_up(to, payload, key=idempotency_key, priority=priority, ttl_ms=ttl_ms)
-        )
+        follow_ups.append(self._ctx.follow_up(
+            to, payload, key=idempotency_key, priority=priority, ttl_ms=ttl_ms, ordering_key=ordering_key,
+        ))  # fmt: skip
         return None
 
 
@@ -297,7 +302,7 @@ class Context:
 
     def follow_up(
         self, to: str, payload: Any, *, key: str | None = None, priority: int = 2,
-        ttl_ms: int | None = None, delegate: bool = False,
+        ttl_ms: int | None = None, delegate: bool = False, ordering_key: str | None = None,
     ) -> FollowUp:  # fmt: skip
         """Checked now, so that the handler's line is what fails, and not the whole finish."""
         lane = self.routed(to)
@@ -307,4 +312,5 @@ class Context:
             service=lane.service, role=lane.role, shard=lane.shard, tenant=lane.tenant,
             payload=msgspec.Raw(encode_jsonb(payload).encode()), key=check_key(key), priority=priority,
             ttl_ms=ttl_ms, delegate=delegate, traceparent=telemetry.new_traceparent(self.traceparent),
+            ordering_key=check_key(ordering_key, "ordering"),
         )  # fmt: skip

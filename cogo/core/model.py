@@ -124,6 +124,7 @@ class FollowUp(msgspec.Struct, frozen=True, kw_only=True):
     delegate: bool = False
     """True for the one follow-up whose end settles the finished message."""
     ttl_ms: int | None = None
+    ordering_key: str | None = None
 
 
 class BusEvent(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,10 +13,11 @@ from typing import Any
 import anyio
 import msgspec
 import psycopg
+from psycopg.rows import dict_row
 
 from . import telemetry
-from .db import Connection, Database
-from .errors import BusUnavailable, Invalid, LaneFull, RoutingInvalid
+from .db import Connection, Database, connect, translated
+from .errors import Invalid, LaneFull, RoutingInvalid
 from .model import Lane, RoutingKey
 
 REDRIVE_BATCH = 1_000
@@ -181,7 +182,7 @@ class Operations:
     async def depth(self, lane: str | Lane, *, at_most: int = DEPTH_MAX) -> int:
         """How many messages wait in a lane, counted up to `at_most`: ready, in backoff or behind a key.
 
-        It walks index entries, so a bound is what keeps it cheap: some 20 ms for 100,000.
+        It walks index entries, so a bound is what keeps it cheap: 30 ms for 100,000.
         """
         found = lane if isinstance(lane, Lane) else RoutingKey.parse(lane).lane
         args = (found.service, found.role, found.shard, at_most)
@@ -210,26 +211,22 @@ async def make_lane_indexes(db: Database, service: str, role: str) -> bool:
 
     Raises BusUnavailable, and what Postgres says when it refuses.
     """
-    async with db.connection() as conn:
-        sql = "SELECT name, made, sql FROM cogo.lane_indexes(%s, %s) WHERE made IS NOT TRUE"
-        wanted = await (await conn.execute(sql, (service, role))).fetchall()
-        if not wanted:
-            return True
-        # Try, don't wait: the makers wait for every older transaction, so for those who wait for them.
-        lock = "SELECT pg_try_advisory_lock(hashtextextended('cogo.lane_indexes', 0)) AS mine"
-        row = await (await conn.execute(lock)).fetchone()
-        if row is None or not row["mine"]:
-            return False
-        try:
+    sql = "SELECT name, made, sql FROM cogo.lane_indexes(%s, %s) WHERE made IS NOT TRUE"
+    if not await db.fetch(sql, (service, role)):
+        return True
+    # On a connection of its own: lock and settings end with it, whatever happens.
+    with translated():
+        async with await connect(db.dsn, db.application) as conn:
+            conn.row_factory = dict_row
+            # Try, don't wait: the maker waits for every older transaction, so for who waits for it.
+            lock = "SELECT pg_try_advisory_lock(hashtextextended('cogo.lane_indexes', 0)) AS mine"
+            row = await (await conn.execute(lock)).fetchone()
+            if row is None or not row["mine"]:
+                return False
             await conn.execute(f"SET lock_timeout = {int(INDEX_WAIT_S * 1000)}")
             await conn.execute("SET statement_timeout = 0")
-            for index in wanted:
+            for index in await (await conn.execute(sql, (service, role))).fetchall():
                 await _make(conn, index)
-        finally:
-            if not conn.broken:
-                await conn.execute("RESET lock_timeout")
-                await conn.execute("RESET statement_timeout")
-                await conn.execute("SELECT pg_advisory_unlock(hashtextextended('cogo.lane_indexes', 0))")
     return True
 
 
@@ -260,7 +257,7 @@ async def keep_lane_indexes(db: Database, lanes: Sequence[tuple[str, str]]) -> N
                 hint="as the owner of agent_messages run what cogo.lane_indexes() gives as sql"))  # fmt: skip
             left.pop(0)
             continue
-        except (BusUnavailable, psycopg.Error) as error:
+        except Exception as error:  # noqa: BLE001 (whatever it is, the lane works without)
             telemetry.log.warning(telemetry.line("index.later", lane=f"{service}/{role}", why=error))
         await anyio.sleep(pause_s)
         pause_s = min(pause_s * 2, 60.0)

@@ -106,9 +106,10 @@ def build_app(runtime: Runtime, routes: Sequence[Any] = ()) -> App:
 
     handlers: list[Any] = [*health_routes, problems.explain]
     if routes:
+        from .lanes import lane_routes
         from .messages import message_routes
 
-        handlers += [*message_routes, *routes]
+        handlers += [*message_routes, *lane_routes, *routes]
     state = {"runtime": runtime, "key_ring": KeyRing.of(runtime.settings)} if routes else {"runtime": runtime}
     app = App(
         route_handlers=handlers,

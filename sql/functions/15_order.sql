@@ -25,11 +25,18 @@ LANGUAGE sql STABLE AS $$ SELECT pg_catalog.current_setting('transaction_isolati
 CREATE OR REPLACE FUNCTION cogo.on_keyed_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+DECLARE v_locked boolean := true;
 BEGIN
   IF length(NEW.ordering_key) NOT BETWEEN 1 AND 255 THEN
     RAISE EXCEPTION 'an ordering key has 1 to 255 characters' USING ERRCODE = 'check_violation';
   END IF;
-  PERFORM pg_advisory_xact_lock(cogo.key_lock(NEW.service, NEW.role, NEW.tenant, NEW.ordering_key));
+  -- A finish that brings follow-up messages doesn't wait for another sender's transaction: they go aside, and
+  -- are as good as sent at the same time.
+  IF coalesce(current_setting('cogo.wait_for_keys', true), '') = 'off' THEN
+    v_locked := pg_try_advisory_xact_lock(cogo.key_lock(NEW.service, NEW.role, NEW.tenant, NEW.ordering_key));
+  ELSE
+    PERFORM pg_advisory_xact_lock(cogo.key_lock(NEW.service, NEW.role, NEW.tenant, NEW.ordering_key));
+  END IF;
   -- Drawn again, now that it is our turn: the numbers of the defaults may be older than another's commit.
   NEW.id := nextval('public.agent_messages_id_seq');
   NEW.seq := nextval('cogo.bus_seq');
@@ -38,9 +45,8 @@ BEGIN
   WHERE m.service = NEW.service AND m.role = NEW.role AND m.tenant = NEW.tenant
     AND m.ordering_key = NEW.ordering_key AND m.status IN ('queued', 'claimed', 'waiting')
   ORDER BY m.id DESC LIMIT 1;
-  IF FOUND THEN
-    NEW.retry_at := cogo.aside();
-  ELSIF NOT cogo.sees_commits() THEN
+  IF FOUND THEN NEW.retry_at := cogo.aside(); END IF;
+  IF NOT v_locked OR NOT (FOUND OR cogo.sees_commits()) THEN  -- somebody has to look again
     NEW.retry_at := cogo.aside();
     INSERT INTO cogo.bus_keys (service, role, tenant, ordering_key)
     VALUES (NEW.service, NEW.role, NEW.tenant, NEW.ordering_key);
@@ -56,13 +62,19 @@ CREATE OR REPLACE FUNCTION cogo.open_door(p_service text, p_role text, p_tenant 
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
 DECLARE
-  v_id bigint; v_retry_at timestamptz; v_shard integer;
+  v_id bigint; v_status text; v_retry_at timestamptz; v_shard integer;
   v_door bigint; v_at_work boolean; v_later bigint[];
 BEGIN
-  SELECT m.id, m.retry_at INTO v_id, v_retry_at FROM public.agent_messages m
+  SELECT m.id, m.status, m.retry_at, m.shard INTO v_id, v_status, v_retry_at, v_shard FROM public.agent_messages m
   WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key
     AND m.status IN ('queued', 'claimed', 'waiting') ORDER BY m.id LIMIT 1;
-  IF NOT FOUND OR v_retry_at IS DISTINCT FROM cogo.aside() THEN RETURN true; END IF;
+  IF NOT FOUND THEN RETURN true; END IF;
+  IF v_retry_at IS DISTINCT FROM cogo.aside() THEN  -- it stands there already
+    IF v_status = 'queued' AND coalesce(v_retry_at <= cogo.now(), true) THEN
+      PERFORM cogo.wake(p_service, p_role, v_shard);
+    END IF;
+    RETURN true;
+  END IF;
   SELECT count(*), bool_or(m.status <> 'queued') INTO v_door, v_at_work FROM public.agent_messages m
   WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key
     AND m.status IN ('queued', 'claimed', 'waiting') AND (m.retry_at IS NULL OR m.retry_at < cogo.aside());
@@ -79,7 +91,7 @@ BEGIN
   END IF;
   UPDATE public.agent_messages m SET retry_at = NULL, seq = nextval('cogo.bus_seq')
   WHERE m.id = (SELECT n.id FROM public.agent_messages n WHERE n.id = v_id FOR NO KEY UPDATE SKIP LOCKED)
-    AND m.status = 'queued' RETURNING m.shard INTO v_shard;
+    AND m.status = 'queued';
   IF NOT FOUND THEN RETURN false; END IF;
   PERFORM cogo.wake(p_service, p_role, v_shard);
   RETURN true;

@@ -92,7 +92,8 @@ LANGUAGE sql VOLATILE SET search_path = '' AS $$
       SELECT x.* FROM t CROSS JOIN LATERAL (
         (SELECT hashtextextended(m.tenant, 0), m.tenant, t.wrapped, t.n + 1
          FROM public.agent_messages m WHERE %1$s AND m.shard = $5
-           AND hashtextextended(m.tenant, 0) > t.h AND (NOT t.wrapped OR hashtextextended(m.tenant, 0) <= $3)
+           AND hashtextextended(m.tenant, 0) > t.h
+           AND hashtextextended(m.tenant, 0) <= CASE WHEN t.wrapped THEN $3 ELSE 9223372036854775807 END
          ORDER BY hashtextextended(m.tenant, 0) LIMIT 1)
         UNION ALL
         (SELECT hashtextextended(m.tenant, 0), m.tenant, true, t.n + 1
@@ -112,7 +113,8 @@ LANGUAGE sql VOLATILE SET search_path = '' AS $$
 $$;
 
 -- $5 messages of these tenants ($1 hashes, $2 what they run) in shard $7 by their shares, behind (level, mark),
--- locked; nobody gets above $6. Their ids; then, if they were too few, who has more: hashes, busy, levels, marks.
+-- locked; nobody gets above $6. Their ids; the last tenant that got one; then, if they were too few, who has
+-- more: hashes, busy, levels, marks.
 CREATE OR REPLACE FUNCTION cogo.shares_statement(p_service text, p_role text) RETURNS text
 LANGUAGE sql VOLATILE SET search_path = '' AS $$
   SELECT cogo.prepared('(bigint[], bigint[], bigint[], bigint[], bigint, bigint, integer)', format($q$
@@ -132,7 +134,8 @@ LANGUAGE sql VOLATILE SET search_path = '' AS $$
         max(ARRAY[x.priority, x.seq]) FILTER (WHERE x.id IS NOT NULL), ARRAY[u.level, u.mark]) AS last
       FROM u LEFT JOIN x ON x.i = u.i GROUP BY u.i, u.h, u.busy, u.due, u.level, u.mark
     )
-    SELECT (SELECT array_agg(x.id) FROM x), array_agg(g.h ORDER BY g.i), array_agg(g.busy ORDER BY g.i),
+    SELECT (SELECT array_agg(x.id) FROM x), (SELECT u.h FROM u JOIN x ON x.i = u.i ORDER BY u.i DESC LIMIT 1),
+      array_agg(g.h ORDER BY g.i), array_agg(g.busy ORDER BY g.i),
       array_agg(g.last[1] ORDER BY g.i), array_agg(g.last[2] ORDER BY g.i)
     FROM g WHERE g.filled AND g.busy < $6 AND (SELECT count(*) FROM x) < $5 AND EXISTS (
       SELECT FROM public.agent_messages m WHERE %1$s AND m.shard = $7 AND hashtextextended(m.tenant, 0) = g.h
@@ -149,17 +152,18 @@ LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
-  TENANTS constant integer := greatest(64, p_limit);  -- looked at in one go
+  TENANTS constant integer := greatest(32, p_limit);  -- looked at in one go
   v_tenants text := cogo.tenants_statement(p_service, p_role);
   v_shares text := cogo.shares_statement(p_service, p_role);
-  v_start bigint := hashtextextended(random()::text, 0);
+  v_turn regclass := 'cogo.bus_turn_' || (hashtextextended(p_service || '/' || p_role || '/' || p_shard, 3) & 15);
+  v_start bigint := coalesce(pg_sequence_last_value(v_turn), 0);
   v_at bigint := v_start;
   v_wrapped boolean := false;
   v_hashes bigint[]; v_busy bigint[]; v_levels bigint[]; v_marks bigint[];
-  v_ids bigint[] := '{}'; v_new bigint[];
+  v_ids bigint[] := '{}'; v_new bigint[]; v_last bigint;
   v_seen integer;
 BEGIN
-  FOR v_turn IN 1 .. 8 LOOP
+  FOR v_round IN 1 .. 8 LOOP
     EXECUTE format('EXECUTE %s (%L, %L, %L, %L, %L, %L, %L, %L, %L)', v_tenants, v_at, v_wrapped, v_start,
                    TENANTS, p_shard, p_tenants, p_busy, p_most, p_paused)
     INTO v_seen, v_at, v_wrapped, v_hashes, v_busy;
@@ -169,7 +173,10 @@ BEGIN
     WHILE v_hashes IS NOT NULL AND cardinality(v_ids) < p_limit LOOP
       EXECUTE format('EXECUTE %s (%L, %L, %L, %L, %L, %L, %L)', v_shares, v_hashes, v_busy, v_levels, v_marks,
                      p_limit - cardinality(v_ids), p_most, p_shard)
-      INTO v_new, v_hashes, v_busy, v_levels, v_marks;
+      INTO v_new, v_last, v_hashes, v_busy, v_levels, v_marks;
+      IF v_round = 1 AND cardinality(v_ids) = 0 AND v_last IS NOT NULL THEN
+        PERFORM setval(v_turn, v_last);
+      END IF;
       v_ids := v_ids || v_new;
     END LOOP;
     EXIT WHEN v_seen < TENANTS OR cardinality(v_ids) >= p_limit;
@@ -207,11 +214,12 @@ CREATE OR REPLACE FUNCTION cogo.pick_in_order(
   p_most bigint, p_paused text[], p_fair boolean, OUT ids bigint[], OUT more boolean
 )
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
 SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
 #variable_conflict use_column
 DECLARE
   v_walk integer := CASE WHEN p_fair OR p_most < 1e9 THEN greatest(2000, 4 * p_limit) ELSE 2 * p_limit + 50 END;
+  v_plain boolean := NOT p_fair AND p_most >= 1e9 AND p_paused = '{}';
   v_now timestamptz := cogo.now();
   v_from bigint[];  -- where this turn begins, for each priority
   v_past bigint[];  -- up to where all belong to paused tenants
@@ -219,6 +227,27 @@ DECLARE
   v_new bigint[]; v_new_tenants text[]; v_tenants text[] := p_tenants; v_busy bigint[] := p_busy;
   v_seen integer; v_skipped integer := 0; v_paused_first integer;
 BEGIN
+  IF v_plain THEN  -- only the number is limited: as cogo.claim picks
+    ids := ARRAY(
+      SELECT b.id FROM (
+        (SELECT m.id FROM public.agent_messages m
+         WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
+           AND m.status = 'queued' AND m.retry_at IS NOT NULL AND m.retry_at <= v_now
+           AND (m.expires_at IS NULL OR m.expires_at > v_now)
+           AND (m.ordering_key IS NULL OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
+         ORDER BY m.retry_at LIMIT greatest(1, p_limit / 2))
+        UNION ALL
+        SELECT ready.id FROM (VALUES (0::smallint), (1), (2), (3)) AS level(priority) CROSS JOIN LATERAL (
+          SELECT m.id FROM public.agent_messages m
+          WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
+            AND m.priority = level.priority AND m.status = 'queued' AND m.retry_at IS NULL
+            AND (m.expires_at IS NULL OR m.expires_at > v_now)
+            AND (m.ordering_key IS NULL OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
+          ORDER BY m.seq LIMIT p_limit) ready
+      ) b LIMIT p_limit);
+    more := false;
+    RETURN;
+  END IF;
   SELECT f.seqs INTO v_from FROM cogo.bus_floors f
   WHERE f.service = p_service AND f.role = p_role AND f.shard = p_shard AND f.until > v_now;
   v_from := coalesce(v_from, '{0,0,0,0}');

@@ -62,7 +62,7 @@ BEGIN
     INSERT INTO public.bus_events
       (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
     SELECT coalesce(e.events, e.service) || '_' || e.suffix, e.id, e.trace_id, e.tenant, e.service, e.role,
-      e.shard, e.claimed_by, CASE WHEN e.error IS NULL AND e.attempts = 1 THEN '{"attempts": 1}'
+      e.shard, e.claimed_by, CASE WHEN e.error IS NULL AND e.attempts = 1 THEN '{}'  -- the usual end says nothing
         ELSE jsonb_strip_nulls(jsonb_build_object('error', e.error, 'attempts', e.attempts)) END
     FROM ends e WHERE e.events IS NOT NULL OR e.suffix = 'failed'
     UNION ALL
@@ -90,7 +90,7 @@ BEGIN
       AND m.status IN ('done', 'failed', 'cancelled');
   END IF;
   PERFORM cogo.wake_waiters(v_ids);
-  PERFORM cogo.wake_limited(v_ids);
+  IF EXISTS (SELECT FROM cogo.bus_lanes l WHERE l.limits <> '{}') THEN PERFORM cogo.wake_limited(v_ids); END IF;
   IF 'queued' = ANY (v_statuses) THEN
     PERFORM cogo.wake(m.service, m.role, m.shard)
     FROM (SELECT DISTINCT service, role, shard FROM public.agent_messages
@@ -105,15 +105,16 @@ CREATE OR REPLACE FUNCTION cogo.publish(p_ids bigint[], p_fences bigint[], p_fol
 RETURNS void LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
 DECLARE v_now timestamptz := cogo.now();
 BEGIN
+  PERFORM set_config('cogo.wait_for_keys', 'off', true);
   INSERT INTO public.agent_messages (service, role, shard, tenant, payload, priority, idempotency_key,
-    traceparent, root_id, reply_to, reply_fence, expires_at)
-  SELECT f.service, f.role, f.shard, f.tenant, f.payload, f.priority, f.key, f.traceparent,
+    ordering_key, traceparent, root_id, reply_to, reply_fence, expires_at)
+  SELECT f.service, f.role, f.shard, f.tenant, f.payload, f.priority, f.key, f.ordering_key, f.traceparent,
     coalesce(p.root_id, p.id),
     CASE WHEN f.delegate THEN p.id END, CASE WHEN f.delegate THEN f.fence END,
     least(p.expires_at, v_now + f.ttl_ms * interval '1 ms')
   FROM ROWS FROM (jsonb_to_recordset(p_follow) AS (parent bigint, fence bigint, service text, role text,
     shard integer, tenant text, payload jsonb, key text, priority smallint, traceparent text,
-    delegate boolean, ttl_ms bigint)) WITH ORDINALITY AS f
+    delegate boolean, ttl_ms bigint, ordering_key text)) WITH ORDINALITY AS f
   JOIN unnest(p_ids, p_fences) AS u(id, fence) ON u.id = f.parent AND u.fence = f.fence
   JOIN public.agent_messages p ON p.id = f.parent AND p.status IN ('done', 'waiting')
   ORDER BY f.ordinality

@@ -11,12 +11,10 @@ $$;
 CREATE OR REPLACE FUNCTION cogo.wake_limited(p_ids bigint[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
 BEGIN
-  IF EXISTS (SELECT FROM cogo.bus_lanes l WHERE l.limits <> '{}') THEN
-    PERFORM cogo.wake_lane(d.service, d.role) FROM (
-      SELECT DISTINCT m.service, m.role FROM public.agent_messages m
-      JOIN cogo.bus_lanes l ON l.service = m.service AND l.role = m.role AND l.limits <> '{}'
-      WHERE m.id = ANY (p_ids)) d;
-  END IF;
+  PERFORM cogo.wake_lane(d.service, d.role) FROM (
+    SELECT DISTINCT m.service, m.role FROM public.agent_messages m
+    JOIN cogo.bus_lanes l ON l.service = m.service AND l.role = m.role AND l.limits <> '{}'
+    WHERE m.id = ANY (p_ids)) d;
 END $$;
 
 -- Claim nothing more of a lane (p_tenant NULL), or of one tenant in it; what runs goes on. false: it was
@@ -67,7 +65,8 @@ $$;
 -- The stable code at the start of an error; free text of outsiders has none.
 CREATE OR REPLACE FUNCTION cogo.error_code(p_error text) RETURNS text
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
-  SELECT coalesce(pg_catalog.substring(p_error, '^([A-Za-z0-9_.-]{1,63})(?::|$)'), 'other')
+  SELECT CASE WHEN c.word ~ '^[A-Za-z0-9_.-]+$' AND pg_catalog.length(c.word) < 64 THEN c.word ELSE 'other' END
+  FROM pg_catalog.split_part(pg_catalog.left(p_error, 64), ':', 1) AS c(word)
 $$;
 
 -- Failed messages by lane and code, the most frequent first. answers: how many of them answered another
@@ -106,7 +105,8 @@ CREATE OR REPLACE FUNCTION cogo.redrive(
   p_before timestamptz DEFAULT NULL, p_ids bigint[] DEFAULT NULL, p_limit integer DEFAULT 1000,
   p_actor text DEFAULT NULL, p_reason text DEFAULT '', p_dry_run boolean DEFAULT false
 ) RETURNS TABLE (redriven bigint, refused bigint)
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
+SET enable_seqscan = off SET enable_bitmapscan = off AS $$  -- in the order of the index: by time in each tenant
 DECLARE
   v_found bigint[]; v_ids bigint[]; v_refused bigint := 0;
 BEGIN

@@ -30,6 +30,17 @@ CREATE UNLOGGED TABLE cogo.bus_floors (
   PRIMARY KEY (service, role, shard)
 );
 
+-- Whose turn it is in a fair lane: the hash of the tenant that was served last. A sequence takes a new value in
+-- its place, whatever snapshots are held; a row would leave a dead version behind for every claim. Lanes that
+-- share one only begin at another place.
+DO $$
+BEGIN
+  FOR n IN 0 .. 15 LOOP
+    EXECUTE format('CREATE SEQUENCE cogo.bus_turn_%s MINVALUE %s START 0', n, -9223372036854775808);
+  END LOOP;
+END $$;
+
 REVOKE ALL ON cogo.bus_keys, cogo.bus_floors FROM PUBLIC, anon, authenticated;
 GRANT ALL ON cogo.bus_keys, cogo.bus_floors TO service_role;
 GRANT ALL ON ALL SEQUENCES IN SCHEMA cogo TO service_role;
+GRANT USAGE ON SEQUENCE public.agent_messages_id_seq TO service_role;  -- bulk enqueue draws ids ahead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import defaultdict
 from typing import Any
@@ -153,6 +154,24 @@ async def test_retry_at_that_was_cleared_by_hand_breaks_nothing(bus: Bus) -> Non
     assert await in_turn(hand) == ids[1:]
 
 
+async def test_a_message_behind_others_may_have_a_time_of_its_own(bus: Bus, dsn: str) -> None:
+    """Not before it, and not before the others: then whoever sleeps is told."""
+    hand = await Hand(bus).register()
+    (first,) = await keyed(bus, 1)
+    soon = await insert(bus, LANE, ordering_key="k", retry_at="2020-01-01Z")
+    late = await insert(bus, LANE, ordering_key="k", retry_at="2099-01-01Z")
+    (claimed,) = await hand.claim("t/echo")
+    assert claimed.id == first
+    await bus.sleep_on([Lane("t", "echo", 0)], hand.epoch)
+    async with await connect(dsn, "listener") as conn:
+        await conn.execute("LISTEN cogo")
+        await hand.finish(claimed)
+        heard = [note.payload async for note in conn.notifies(timeout=10, stop_after=1)]
+    assert heard == ["lane:t/echo/0"]
+    assert await in_turn(hand) == [soon]
+    assert (await row(bus, late))["status"] == "queued"
+
+
 @pytest.mark.parametrize("key", ["", "x" * 256, "\x00"])
 async def test_a_key_that_is_none(bus: Bus, key: str) -> None:
     with pytest.raises(Invalid):
@@ -236,6 +255,43 @@ async def test_effects_of_a_transaction_and_the_next_of_the_key(bus: Bus) -> Non
             (claimed.id, claimed.fence),
         )
     assert await in_turn(hand) == [second]
+
+
+async def test_follow_ups_have_their_order_and_hold_up_no_finish(bus: Bus, dsn: str) -> None:
+    """A producer has the key in an open transaction: the finish goes through, its follow-ups come in turn."""
+    hand = await Hand(bus).register()
+    parent = await bus.enqueue("t/parent@acme", {})
+    (claimed,) = await hand.claim("t/parent")
+    follow_ups = [child(LANE, delegate=False, ordering_key="k") for _ in range(2)]
+    async with await connect(dsn, "producer") as conn, conn.transaction():
+        other = await cogo.enqueue(conn, LANE, {}, ordering_key="k")
+        with anyio.fail_after(5):
+            assert await hand.finish(claimed, follow_ups=follow_ups) == "done"
+        assert await hand.claim("t/echo") == []
+    await upkeep.reclaim_once(bus, Settings())
+    assert await in_turn(hand) == [other, parent + 4, parent + 6]
+    await bus.enqueue("t/parent@acme", {})
+    (claimed,) = await hand.claim("t/parent")
+    await hand.finish(claimed, follow_ups=follow_ups)
+    assert len(await hand.claim("t/echo")) == 1
+
+
+async def test_a_handler_sends_in_order(dsn: str, bus: Bus) -> None:
+    order: list[int] = []
+
+    async def spread(task: dict[str, Any], ctx: cogo.Context) -> None:
+        for n in range(3):
+            await ctx.bus.enqueue("t/echo", {"n": n}, ordering_key="k")
+        await ctx.bus.enqueue("t/echo", {"n": -1}, ordering_key="k", now=True)
+
+    async def note(task: dict[str, Any], ctx: cogo.Context) -> None:
+        order.append(task["n"])
+
+    roles = [cogo.Role("t", "spread", handle=spread), cogo.Role("t", "echo", handle=note, concurrency=8)]
+    async with process(dsn, roles):
+        await bus.enqueue("t/spread@acme", {})
+        await eventually_async(lambda: len(order) == 4)
+    assert order == [-1, 0, 1, 2]
 
 
 # -- back from the end -------------------------------------------------------------------------
@@ -357,7 +413,7 @@ async def test_claimers_and_producers_at_once(bus: Bus, database: Database, seed
         first_attempts = list(dict.fromkeys(ids))
         assert first_attempts == sorted(first_attempts)
         # An attempt after another message began would mean that the retry did not block.
-        assert all(left <= right for left, right in zip(ids, ids[1:], strict=False)), ids
+        assert all(left <= right for left, right in itertools.pairwise(ids)), ids
 
 
 async def test_the_end_of_one_wakes_who_sleeps_on_the_lane_of_the_next(bus: Bus, dsn: str) -> None:

@@ -53,7 +53,9 @@ def test_pages_of_a_claim_under_a_held_snapshot(dsn: str) -> None:
             seq, pages = claimed(session, seq)
         assert pages <= 1.3 * clean
         _, blind = claimed(session, 0)
-        assert blind > 1.5 * clean, "without the watermark it walks over what is gone: the test means something"
+        assert blind > 1.5 * clean, (
+            "without the watermark it walks over what is gone: the test means something"
+        )
 
 
 async def test_what_a_claim_passed_over_is_found_behind_the_front(bus: Bus, dsn: str) -> None:

@@ -11,19 +11,14 @@ from typing import TYPE_CHECKING
 from cogo import errors
 
 if TYPE_CHECKING:
-    from cogo import Database
+    from cogo import Bus
 
 BUCKETS_MAX = 10_000
 """Buckets kept; the one that was used longest ago goes first, and is full again by then."""
 DEPTH_AGE_S = 1.0
 DEPTH_RETRY_S = 5
 
-# One row exists beyond the limit or none: never counts more than the limit's index entries.
-DEEPER = """
-SELECT 1 AS deeper FROM public.agent_messages
-WHERE service = 'orchestrator' AND role = 'decide' AND shard = 0 AND status = 'queued' AND retry_at IS NULL
-OFFSET %s LIMIT 1
-"""
+LANE = "orchestrator/decide"
 
 
 class Buckets:
@@ -57,11 +52,11 @@ class Depth:
         self._checked_at = -math.inf
         self._over = False
 
-    async def check(self, db: Database) -> None:
+    async def check(self, bus: Bus) -> None:
         """Raises RateLimited while the lane is too deep."""
         if time.monotonic() - self._checked_at > DEPTH_AGE_S:
             self._checked_at = time.monotonic()
-            self._over = await db.fetch_one(DEEPER, (self.limit,)) is not None
+            self._over = await bus.depth(LANE, at_most=self.limit + 1) > self.limit
         if self._over:
             raise errors.RateLimited(
                 f"more than {self.limit} messages are waiting", retry_after_s=DEPTH_RETRY_S

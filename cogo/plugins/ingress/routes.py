@@ -16,7 +16,6 @@ from cogo.web import (
     Tenant,
     bounded,
     bus_of,
-    db_of,
     on_exception,
     principal_of,
     traceparent_of,
@@ -112,7 +111,7 @@ async def orchestrate(
     to = RoutingKey("orchestrator", "decide", 0, data.tenant)
     row = {"intent": data.intent, "payload": data.payload}
     with bounded():
-        await gate.depth.check(db_of(request))
+        await gate.depth.check(bus_of(request))
         found = await bus_of(request).enqueue(
             to, row, idempotency_key=key, traceparent=traceparent_of(request)
         )
