@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import psycopg
 
+from cogo.core.db import Database
+
 
 @contextmanager
 def explained(dsn: str) -> Iterator[Explained]:
@@ -63,3 +65,19 @@ def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield node
     for child in node.get("Plans", ()):
         yield from _nodes(child)
+
+
+async def touched(db: Database, sql: str, times: int = 1) -> list[tuple[int, int]]:
+    """(rows, pages) of a statement, each of the times that it runs.
+
+    On one connection, which has run it before: a fresh one reads the catalog for its plans.
+    """
+    found = []
+    async with db.connection() as conn:
+        for _ in range(times + 1):
+            cursor = await conn.execute(b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + sql.encode())
+            row = await cursor.fetchone()
+            assert row is not None
+            plan = next(iter(row.values()))[0]["Plan"]
+            found.append((int(plan["Actual Rows"]), _pages(plan)))
+    return found[1:]

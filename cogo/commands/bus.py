@@ -51,6 +51,7 @@ def read_payload(text: str) -> Any:
 @click.option("--key", "idempotency_key", help="Idempotency key: the same key and payload give the same id.")
 @click.option("--priority", type=click.IntRange(0, 3), default=2, show_default=True, help="0 comes first.")
 @click.option("--ttl-ms", type=click.IntRange(min=1), help="Fail it when it has not ended by then.")
+@click.option("--ordering-key", help="Messages of one key are handled one after the other.")
 @click.option("--wait", "wait_s", type=click.FloatRange(min=0), help="Wait so many seconds for its end.")
 async def send(
     key: str,
@@ -59,6 +60,7 @@ async def send(
     idempotency_key: str | None,
     priority: int,
     ttl_ms: int | None,
+    ordering_key: str | None,
     wait_s: float | None,
     as_json: bool,
 ) -> int:
@@ -73,8 +75,9 @@ async def send(
     routing, task = RoutingKey.parse(key), read_payload(payload)
     async with cogo.connect() as bus:
         sent = await bus.enqueue(
-            routing, task, idempotency_key=idempotency_key, priority=priority, ttl_ms=ttl_ms
-        )
+            routing, task, idempotency_key=idempotency_key, priority=priority, ttl_ms=ttl_ms,
+            ordering_key=ordering_key,
+        )  # fmt: skip
         result = None if wait_s is None else await bus.wait(sent, timeout_s=wait_s)
     if as_json:
         emit({"id": sent, "key": str(routing)} | ({} if result is None else outcome(result)))

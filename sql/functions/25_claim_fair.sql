@@ -32,7 +32,7 @@ $$;
 
 -- The indexes that a lane wants by its row in bus_lanes: name, whether it is there (NULL: it is there and
 -- invalid, as a broken CREATE INDEX CONCURRENTLY leaves it), and the statement that makes it. Tenants are in the
--- order of a hash, so that a random place to begin favours nobody.
+-- order of a hash: so a number, which a sequence can hold, says whose turn it is.
 CREATE OR REPLACE FUNCTION cogo.lane_indexes(p_service text, p_role text)
 RETURNS TABLE (name text, made boolean, sql text) LANGUAGE sql STABLE SET search_path = '' AS $$
   SELECT n.name, CASE WHEN to_regclass('public.' || n.name) IS NULL THEN false
@@ -150,7 +150,7 @@ CREATE OR REPLACE FUNCTION cogo.pick_fair(
 ) RETURNS bigint[]
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
-SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 DECLARE
   TENANTS constant integer := greatest(32, p_limit);  -- looked at in one go
   v_tenants text := cogo.tenants_statement(p_service, p_role);
@@ -187,7 +187,7 @@ END $$;
 -- What a lane has claimed, by tenant, over all shards and processes.
 CREATE OR REPLACE FUNCTION cogo.running(p_service text, p_role text, OUT tenants text[], OUT counts bigint[])
 LANGUAGE plpgsql VOLATILE SECURITY INVOKER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   IF cogo.has_lane_index('running', p_service, p_role) THEN
     EXECUTE 'EXECUTE ' || cogo.prepared('', format($q$
@@ -215,7 +215,7 @@ CREATE OR REPLACE FUNCTION cogo.pick_in_order(
 )
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off
-SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_walk integer := CASE WHEN p_fair OR p_most < 1e9 THEN greatest(2000, 4 * p_limit) ELSE 2 * p_limit + 50 END;
@@ -322,7 +322,7 @@ CREATE OR REPLACE FUNCTION cogo.claim_fair(
 )
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_bitmapscan = off
-SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   NO_LIMIT constant bigint := 1000000000;
@@ -369,7 +369,9 @@ BEGIN
     attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
     deadline_at = least(m.expires_at, v_now + coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms')
   FROM (SELECT a.id FROM unnest(v_ids) AS u(id) JOIN public.agent_messages a ON a.id = u.id
-        WHERE a.status = 'queued' FOR UPDATE OF a SKIP LOCKED) c WHERE m.id = c.id
+        WHERE a.status = 'queued' AND (a.retry_at IS NULL OR a.retry_at <= v_now)
+          AND (a.ordering_key IS NULL OR cogo.is_head(p_service, p_role, a.tenant, a.ordering_key, a.id))
+        FOR UPDATE OF a SKIP LOCKED) c WHERE m.id = c.id
   RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
     date_part('epoch', m.deadline_at - v_now), date_part('epoch', m.expires_at - v_now),
     date_part('epoch', v_now - m.created_at) * 1000, coalesce(v_lane.max_attempts, 5), m.priority, NULL::bigint;
@@ -379,7 +381,9 @@ BEGIN
       SELECT NULL::bigint, NULL::bigint, NULL::text, NULL::text, NULL::integer, NULL::bigint, NULL::text,
         hint.s, NULL::double precision, NULL::double precision, NULL::integer, NULL::smallint, NULL::bigint
       FROM (SELECT least(
-        CASE WHEN v_more THEN 0.05 WHEN v_lane.limits <> '{}' THEN 1.0 END::double precision,
+        CASE WHEN v_more THEN 0.05
+             WHEN v_lane.limits <> '{}' AND cogo.depth(p_service, p_role, p_shard, 1) > 0 THEN 1.0
+             END::double precision,
         (SELECT date_part('epoch', m.retry_at - v_now) FROM public.agent_messages m
          WHERE m.service = p_service AND m.role = p_role AND m.shard = p_shard
            AND m.status = 'queued' AND m.retry_at > v_now AND m.retry_at < cogo.aside()

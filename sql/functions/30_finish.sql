@@ -14,7 +14,7 @@ CREATE OR REPLACE FUNCTION cogo.finish(
 ) RETURNS TABLE (id bigint, status text)
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
 SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off
-SET plan_cache_mode = force_generic_plan AS $$
+SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := cogo.now();

@@ -42,6 +42,14 @@ def test_a_paused_lane_waits_and_goes_on(served: Binary):
     assert kinds[0]["detail"] == {"reason": "maintenance"}
 
 
+def test_messages_of_one_key_wait_for_each_other(served: Binary):
+    """Of two with one --ordering-key to a lane that nobody serves, the second is set aside."""
+    sent = [served.json("send", "harbour/nobody@demo", "{}", "--ordering-key", "k")["id"] for _ in range(2)]
+    waiting = [served.json("status", str(id))["message"]["retry_at"] for id in sent]
+    assert waiting[0] is None
+    assert waiting[1].startswith("9999-12-31")
+
+
 def test_a_paused_tenant_is_named(served: Binary):
     served.json("pause", LANE, "--tenant", "demo")
     assert lane(served)["paused_tenants"] == ["demo"]

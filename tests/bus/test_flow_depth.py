@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hands import Hand, process
 from helpers import eventually_async
+from plans import touched
 
 import cogo
 from cogo.core.bus import Bus
@@ -37,21 +38,14 @@ async def test_depth_counts_what_waits_and_no_further_than_asked(bus: Bus) -> No
 
 
 async def test_a_bounded_count_has_a_bounded_cost(bus: Bus) -> None:
-    sql = "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) SELECT cogo.depth('t', 'echo', 0, 100)"
-
-    async def pages() -> Any:
-        rows = await bus.db.fetch(sql)
-        plan = next(iter(rows[0].values()))[0]["Plan"]
-        return plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
-
     cost = []
     for count in (200, 20_000):
         await bus.db.execute(
             "INSERT INTO public.agent_messages (service, role) SELECT 't', 'echo' FROM generate_series(1, %s)",
             (count,),
         )
-        await pages()
-        cost.append(await pages())
+        ((_, pages),) = await touched(bus.db, "SELECT cogo.depth('t', 'echo', 0, 100)")
+        cost.append(pages)
     assert cost[1] < 2 * cost[0] + 20, cost
 
 

@@ -181,6 +181,8 @@ async def test_who_waits_for_a_slot_looks_again_by_itself(bus: Bus) -> None:
     (message,) = await hand.claim(LANE)
     found = await bus.claim(message.key.lane, 5, holder="hand", epoch=1, timeout_ms=1_000)
     assert (found.messages, found.due_s) == ([], 1.0)
+    empty = await bus.claim(Lane("t", "echo", 1), 5, holder="hand", epoch=1, timeout_ms=1_000)
+    assert (empty.messages, empty.due_s) == ([], None), "where nothing waits nobody looks"
 
 
 @pytest.mark.parametrize("limits", [{"max_running": 1}, {}], ids=["limited", "not limited"])
