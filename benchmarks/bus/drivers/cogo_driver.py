@@ -54,7 +54,7 @@ class Driver:
 
         role = cogo.Role(
             service="bench", role="noop", handle=handle, events="bench",
-            concurrency=self.options.get("concurrency", 1000),
+            concurrency=self.options.get("concurrency", 2000),
         )  # fmt: skip
         await self.serve(role, dsn, ready, stop)
 
