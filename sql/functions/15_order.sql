@@ -78,7 +78,9 @@ BEGIN
   SELECT count(*), bool_or(m.status <> 'queued') INTO v_door, v_at_work FROM public.agent_messages m
   WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key
     AND m.status IN ('queued', 'claimed', 'waiting') AND (m.retry_at IS NULL OR m.retry_at < cogo.aside());
-  IF v_at_work THEN RETURN true; END IF;
+  -- Its end lets this one through, but it may not end: a retry or a reclaim queues it again behind this one,
+  -- and tells nobody.
+  IF v_at_work THEN RETURN false; END IF;
   IF v_door > 0 THEN
     -- Locked, so that no claim takes one of them by a look at the table that is older than this.
     v_later := ARRAY(

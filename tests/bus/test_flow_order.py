@@ -326,6 +326,26 @@ async def test_a_requeued_message_waits_for_the_one_at_work(bus: Bus) -> None:
     assert await in_turn(hand) == [first, third]
 
 
+@pytest.mark.parametrize("way", ["retry", "released", "lease"])
+async def test_a_requeued_message_when_the_one_at_work_is_queued_again(bus: Bus, way: str) -> None:
+    """It doesn't end, so nothing opens the door for the one that came back before it: upkeep has to."""
+    hand = await Hand(bus).register()
+    first, second = await fail_first(bus, hand)
+    (working,) = await hand.claim("t/echo")
+    assert working.id == second
+    await bus.requeue(first, actor="test")
+    match way:
+        case "retry":
+            await hand.finish(working, "retry", error="x: y", retry_ms=0)
+        case "released":
+            await hand.finish(working, "released")
+        case "lease":
+            await bus.db.execute("UPDATE cogo.bus_holders SET lease_until = now() - interval '1 s'")
+            assert len(await reclaim(bus)) == 1
+    await bus.db.execute("SELECT cogo.open_doors(100)")
+    assert await in_turn(await Hand(bus, "later").register()) == [first, second]
+
+
 async def test_a_requeued_message_and_a_claim_that_is_under_way(bus: Bus, dsn: str) -> None:
     """The claim began before the message came back, so it can't know of it: it counts all the same."""
     hand = await Hand(bus).register()

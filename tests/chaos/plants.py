@@ -93,6 +93,11 @@ def no_order(conn: Conn) -> None:
     altered(conn, "cogo.is_head", (r"RETURN (NOT FOUND|false)", "RETURN true"))
 
 
+def nobody_looks_again(conn: Conn) -> None:
+    """What came back before a message at work counts on the end of that one."""
+    altered(conn, "cogo.open_door", (r"v_at_work THEN RETURN false", "v_at_work THEN RETURN true"))
+
+
 class Plant(msgspec.Struct, frozen=True):
     """A bug, the scenario in which it must show, and the rules that it breaks."""
 
@@ -113,6 +118,7 @@ PLANTS: dict[str, Plant] = {
     "late-commit-jumped": Plant("late", frozenset({9}), options=("--without", "looks")),
     "loose-effects": Plant("paused", frozenset({5}), options=("--loose-effects",)),
     "fences-come-again": Plant("crashed", frozenset({3}), fences_come_again),
+    "nobody-looks-again": Plant("behind", frozenset({9}), nobody_looks_again),
     "no-order": Plant("calm", frozenset({16}), no_order),
     "no-limits": Plant("calm", frozenset({6, 7, 8, 13, 17}), no_limits),
 }

@@ -182,6 +182,24 @@ async def crashed(stage: Stage) -> None:
         await stage.world.postgres.kill(0.0)
 
 
+async def behind(stage: Stage) -> None:
+    """A message comes back before one of its key that is at work, whose process stops: neither of them ends."""
+    first, second = await stage.enqueue("slow", 2, ordering_key="one", wait_s=3.0)
+    state = "SELECT status = %s FROM public.agent_messages WHERE id = %s"
+    await stage.until(state, "claimed", first)
+    async with await stage.world.aconnect("chaos:operator") as conn:
+        await conn.execute("SELECT cogo.cancel(%s, 'operator', 'chaos')", (first,))
+        await stage.until(state, "claimed", second)
+        await conn.execute("SELECT cogo.requeue(%s, 'operator', 'chaos')", (first,))
+    ((holder,),) = await stage.rows("SELECT claimed_by FROM public.agent_messages WHERE id = %s", second)
+    process = stage.world.members[holder.split(".")[0]]
+    process.signal(signal.SIGSTOP)
+    try:
+        await stage.until(state, "queued", second)
+    finally:
+        process.signal(signal.SIGCONT)
+
+
 SCENARIOS: dict[str, Scenario] = {
     "paused": Scenario(paused, {"p1": None, "p2": None}, bound_s=8.0),
     "silent": Scenario(silent, {"p1": "a"}, bound_s=2.5, clocks={"BUS_POLL_MS": "60000"}, done_min=0),
@@ -189,6 +207,7 @@ SCENARIOS: dict[str, Scenario] = {
     "unheard": Scenario(unheard, {"p1": "a"}, bound_s=3.0),
     "late": Scenario(late, {"p1": None}, bound_s=3.0),
     "crashed": Scenario(crashed, {"p1": None, "p2": None}, bound_s=15.0, done_min=0),
+    "behind": Scenario(behind, {"p1": None, "p2": None}, bound_s=10.0, done_min=0),
 }
 
 
