@@ -101,7 +101,8 @@ class Inlet:
             await slip.event.wait()
         if slip in self._waiting:
             raise BusUnavailable("the database does not answer: the message was not sent")
-        await slip.event.wait()
+        if not slip.event.is_set():  # (a wait that is over still costs a turn of the loop)
+            await slip.event.wait()
 
     def _pass_on(self) -> None:
         """This writer's turn is over: the first in the line leads next."""
@@ -114,8 +115,12 @@ class Inlet:
 
     async def _write(self, leader: _Slip) -> None:
         """Send the leader's message and what waits behind it."""
-        followers = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST - 1))]
+        followers: list[_Slip] = []
         try:
+            # The callers of the batch before are waking up: after one turn of the loop their next messages are
+            # here too. Without it, eight callers made batches of one and of eight in turns, a third less in all.
+            await anyio.lowlevel.checkpoint()
+            followers = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST - 1))]
             with anyio.CancelScope(shield=True):  # the others' messages must not hang on this one's caller
                 await self._insert([leader, *followers])
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import datetime
@@ -15,7 +16,7 @@ Status = Literal["queued", "claimed", "waiting", "done", "failed", "cancelled"]
 STATUSES: tuple[Status, ...] = ("queued", "claimed", "waiting", "done", "failed", "cancelled")
 TERMINAL: frozenset[str] = frozenset({"done", "failed", "cancelled"})
 
-# The same two patterns stand in the CHECKs of sql/migrations/0001_bus.sql; a test compares them.
+# cogo.unsound() in sql/functions/10_enqueue.sql knows the same two; a test compares them.
 NAME_PATTERN = r"^[a-z][a-z0-9_-]{0,62}$"
 TENANT_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 DEFAULT_TENANT = "default"
@@ -52,13 +53,7 @@ class RoutingKey(msgspec.Struct, frozen=True, order=True):
 
         Raises RoutingInvalid.
         """
-        found = _KEY.fullmatch(text)
-        if found is None or int(found["shard"] or 0) > SHARD_MAX:
-            raise RoutingInvalid(f"{text!r} is not a routing key")
-        given = found["tenant"] or tenant or DEFAULT_TENANT
-        if not re.fullmatch(TENANT_PATTERN, given):
-            raise RoutingInvalid(f"{given!r} is not a tenant")
-        return cls(found["service"], found["role"], int(found["shard"] or 0), given)
+        return _parse(text, tenant)
 
     @property
     def lane(self) -> Lane:
@@ -66,6 +61,17 @@ class RoutingKey(msgspec.Struct, frozen=True, order=True):
 
     def __str__(self) -> str:
         return f"{self.service}/{self.role}/{self.shard}@{self.tenant}"
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse(text: str, tenant: str | None) -> RoutingKey:
+    found = _KEY.fullmatch(text)
+    if found is None or int(found["shard"] or 0) > SHARD_MAX:
+        raise RoutingInvalid(f"{text!r} is not a routing key")
+    given = found["tenant"] or tenant or DEFAULT_TENANT
+    if not re.fullmatch(TENANT_PATTERN, given):
+        raise RoutingInvalid(f"{given!r} is not a tenant")
+    return RoutingKey(found["service"], found["role"], int(found["shard"] or 0), given)
 
 
 class Budget(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
