@@ -64,18 +64,15 @@ class Running:
         self.in_thread = False
         self.over = False
         """The loop has done with this attempt; its thread may still run."""
-        ctx.on_extend = self._set_deadline
+        ctx.scope = scope
         deadline = inf if ctx.deadline is None else ctx.deadline
         if scope.deadline != deadline:  # moving a timer costs more than most no-op handlers
-            self._set_deadline(deadline)
+            scope.deadline = deadline
 
     def stop(self, why: str) -> None:
         self.why = self.why or why
         self.ctx.cancel()
         self.scope.cancel()
-
-    def _set_deadline(self, monotonic: float) -> None:
-        self.scope.deadline = monotonic
 
 
 class Runner:

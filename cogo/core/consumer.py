@@ -8,7 +8,6 @@ was not notified).
 
 from __future__ import annotations
 
-import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -179,7 +178,7 @@ class Consumer:
         self._full = False
         """Every slot is taken, and the feed waits for one."""
         self._abandoned: set[Running] = set()
-        self._unflushed: set[Running] = set()
+        self._unflushed: set[Context] = set()
         self._chunk = anyio.Event()
         self._wakeup = anyio.Event()
         self._asleep: tuple[int, int] | None = None
@@ -385,7 +384,7 @@ class Consumer:
     def _begin(self, message: Message, scope: anyio.CancelScope) -> Running:
         ctx = Context(message, None, self._desk.bus, self._settings)
         running = self._desk.running[message.fence] = Running(ctx, scope)
-        ctx.on_chunk = functools.partial(self._flush_soon, running)
+        ctx.on_chunk = self._flush_soon
         self._desk.unstarted.discard(message.fence)
         return running
 
@@ -425,8 +424,8 @@ class Consumer:
 
     # -- streamed answers ----------------------------------------------------------------------
 
-    def _flush_soon(self, running: Running) -> None:
-        self._unflushed.add(running)
+    def _flush_soon(self, ctx: Context) -> None:
+        self._unflushed.add(ctx)
         self._chunk.set()
 
     async def _flush_late(self) -> None:
@@ -436,12 +435,11 @@ class Consumer:
             await anyio.sleep(CHUNK_EVERY_S)
             self._chunk = anyio.Event()
             late, self._unflushed = self._unflushed, set()
-            for running in late:
+            for ctx in late:
                 try:
-                    await running.ctx.flush()
+                    await ctx.flush()
                 except ClaimLost:
-                    running.stop("claim_lost")
+                    if (running := self._desk.running.get(ctx.message.fence)) is not None:
+                        running.stop("claim_lost")
                 except Exception as error:  # noqa: BLE001 (one stream must not end the role)
-                    telemetry.log.error(
-                        telemetry.line("chunk.refused", id=running.ctx.message_id, error=error)
-                    )
+                    telemetry.log.error(telemetry.line("chunk.refused", id=ctx.message_id, error=error))

@@ -52,6 +52,19 @@ async def test_many_callers_share_few_transactions(bus: Bus) -> None:
     assert len({row["tx"] for row in stored}) < 20
 
 
+async def test_callers_that_wake_together_send_together(bus: Bus) -> None:
+    """Eight callers, one message after the other: their second statement has all eight again."""
+
+    async def caller() -> None:
+        for n in range(3):
+            await bus.enqueue("t/echo", {"n": n})
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(8):
+            tasks.start_soon(caller)
+    assert len({row["tx"] for row in await rows(bus)}) == 3
+
+
 async def test_one_caller_alone_is_not_kept_waiting(bus: Bus) -> None:
     """Each of its messages goes at once, in a transaction of its own."""
     for n in range(5):
@@ -101,10 +114,12 @@ async def test_a_caller_that_is_cancelled_takes_nobody_along(bus: Bus, dsn: str)
     async with await psycopg.AsyncConnection.connect(dsn) as locker:
         await locker.execute("LOCK TABLE public.agent_messages IN EXCLUSIVE MODE")
         async with anyio.create_task_group() as tasks:
-            for n in range(6):
-                tasks.start_soon(one, n)
+            tasks.start_soon(one, 0)
             try:
                 await eventually_async(one_was_sent)
+                for n in range(1, 6):
+                    tasks.start_soon(one, n)
+                await anyio.wait_all_tasks_blocked()
                 scopes[0].cancel()  # leads the first statement: it was sent, so it is inserted
                 scopes[5].cancel()  # still in the line: it is not
                 await anyio.lowlevel.checkpoint()

@@ -71,7 +71,9 @@ class Driver:
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(end)
-                await cogo.serve(roles=[role], dsn=dsn, loaded=loaded, stop=ended, ready=lambda _: ready())
+                await cogo.serve(
+                    roles=[role], dsn=dsn, loaded=loaded, stop=ended, signals=True, ready=lambda _: ready()
+                )
 
 
 if __name__ == "__main__":
