@@ -117,13 +117,14 @@ CREATE OR REPLACE TRIGGER agent_messages_insert AFTER INSERT ON public.agent_mes
   REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION cogo.on_insert();
 
 -- Nobody sends a message elsewhere in a way that the insert would have refused. Ours never change these.
+-- (AFTER: where a BEFORE row trigger exists, each UPDATE locks its row first, and logs that, for any columns.)
 CREATE OR REPLACE FUNCTION cogo.on_reroute() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE v_bad text := cogo.unsound(NEW.service, NEW.role, NEW.tenant, NEW.shard, NEW.priority);
 BEGIN
   IF v_bad IS NOT NULL THEN PERFORM cogo.refuse(v_bad); END IF;
-  RETURN NEW;
+  RETURN NULL;
 END $$;
 CREATE OR REPLACE TRIGGER agent_messages_reroute
-  BEFORE UPDATE OF service, role, tenant, shard, priority ON public.agent_messages
+  AFTER UPDATE OF service, role, tenant, shard, priority ON public.agent_messages
   FOR EACH ROW EXECUTE FUNCTION cogo.on_reroute();
