@@ -5,43 +5,44 @@ from __future__ import annotations
 import re
 import subprocess
 
-from bench import Bench, Gate, Reading, at_most, own
+from bench import Bench, Gate, Reading, at_most, own, until_finished
+from drive import Failed
 from roster import Peer
+
+WARM = 500
+"""Jobs before the count begins: a new database's catalogs log whole pages when they are first read."""
 
 
 def wal(bench: Bench, peer: Peer) -> Reading:
     count = bench.count(peer, 0.5)
     with bench.database(peer) as dsn:
+        bench.enqueue(peer, dsn, WARM)
+        bench.drain(peer, dsn, WARM)
         bench.cluster.admin.execute("CHECKPOINT")
-        begin, records = _position(bench)
+        begin = _position(bench)
         bench.enqueue(peer, dsn, count)
-        bench.drain(peer, dsn, count)
-        end, records_after = _position(bench)
+        with bench.runner(peer).worker(dsn, count) as worker:
+            until_finished(peer, dsn, WARM + count, worker)
+        end = _position(bench)
         size = bench.cluster.value(f"SELECT pg_wal_lsn_diff('{end}', '{begin}')::float8")
-        plain = size - _page_images(bench, begin, end)
-    return {
-        "bytes": size / count,
-        "plain_bytes": plain / count,
-        "records": (records_after - records) / count,
-    }
+        records, images = _dumped(bench, begin, end)
+    return {"bytes": size / count, "plain_bytes": (size - images) / count, "records": records / count}
 
 
-def _position(bench: Bench) -> tuple[str, int]:
-    row = bench.cluster.admin.execute(
-        "SELECT pg_current_wal_insert_lsn()::text, wal_records FROM pg_stat_wal"
-    ).fetchone()
-    assert row is not None
-    return row
+def _position(bench: Bench) -> str:
+    return str(bench.cluster.value("SELECT pg_current_wal_insert_lsn()::text"))
 
 
-def _page_images(bench: Bench, begin: str, end: str) -> int:
-    """Bytes of full-page images between two positions, by pg_waldump (its "Total" line)."""
+def _dumped(bench: Bench, begin: str, end: str) -> tuple[int, int]:
+    """Records between two positions, and the bytes of their full-page images: pg_waldump's "Total" line."""
     bench.cluster.admin.execute("SELECT pg_switch_wal()")  # so that it is all on disk
     folder = bench.cluster.home.cluster / "pg_wal"
     command = [bench.cluster.bin / "pg_waldump", "--stats", "-p", folder, "-s", begin, "-e", end]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    total = re.search(r"^Total\s+\d+\s+(\d+) \[\S+\]\s+(\d+) ", ran.stdout, re.MULTILINE)
-    return int(total[2]) if total else 0
+    total = re.search(r"^Total\s+(\d+)\s+\d+ \[\S+\]\s+(\d+) ", ran.stdout, re.MULTILINE)
+    if total is None:
+        raise Failed(f"pg_waldump says nothing of {begin}..{end}: {ran.stderr.strip()}")
+    return int(total[1]), int(total[2])
 
 
 WAL = Gate(
