@@ -47,6 +47,8 @@ async def claim(
     if len(rows) == 1 and rows[0][0] is None:
         return Claimed([], max(0.0, rows[0][7]))
     marks = [(row[11], row[12]) for row in rows]
+    if len({priority for priority, _ in marks}) > 1:  # they come by id; the first ones are handled first
+        rows.sort(key=_by_priority)
     keys: dict[str, RoutingKey] = {}
     messages = [_message(lane, keys, row, sent) for row in rows]
     return Claimed(messages, marks=None if marks and marks[0][1] is None else marks)
@@ -92,6 +94,10 @@ async def finish(conn: Connection, outcomes: Sequence[Outcome]) -> dict[int, Sta
     )
     cursor = conn.cursor(row_factory=tuple_row, binary=True)
     return dict(await (await cursor.execute(FINISH, args, prepare=True)).fetchall())
+
+
+def _by_priority(row: tuple[Any, ...]) -> int:
+    return int(row[11])
 
 
 def _by_id(outcome: Outcome) -> int:

@@ -13,9 +13,12 @@ END $$;
 --
 -- One scan for due retries and one per priority, each with the only plan that stays flat (an
 -- ordered scan of its partial index); the outer LIMIT stops pulling, so no more rows are locked than
--- are returned. MATERIALIZED, or a nested loop may run the LIMIT again and claim too many. The
--- planner switches keep a plan that was cached on an empty table from becoming a scan of millions. (Before
--- Postgres 18 a switched-off node costs 1e10 where it is the only way, which would start the JIT compiler.)
+-- are returned. The ids go by an array, which is made once: a join might run the LIMIT again and claim too many.
+--
+-- A plan lives in its session for long, and may be from a time when the table was empty: then every way looks
+-- the same. So there is only one: the planner switches leave nothing but index scans, and `= ANY (ARRAY[…])` is
+-- no equality that a join could sort by, so that none of them walks a whole index. (Before Postgres 18 a
+-- switched-off node costs 1e10 where it is the only way, which would start the JIT compiler.)
 --
 -- The commit is asynchronous: a claim that a crash of Postgres undoes is a message that is queued again, as
 -- if its process had died, and a pickup need not wait for the disk. Whatever comes of the claim is
@@ -56,7 +59,11 @@ BEGIN
   END IF;
   v_timeout := coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms';
   RETURN QUERY
-  WITH c AS MATERIALIZED (
+  UPDATE public.agent_messages m SET
+    status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
+    attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
+    deadline_at = least(m.expires_at, v_now + v_timeout)
+  WHERE m.id = ANY (ARRAY(
     SELECT b.id FROM (
       SELECT due.id FROM (
         SELECT m.id FROM public.agent_messages m
@@ -76,13 +83,7 @@ BEGIN
           AND (m.ordering_key IS NULL
             OR cogo.is_head(p_service, p_role, m.tenant, m.ordering_key, m.id))
         ORDER BY m.seq LIMIT p_limit FOR UPDATE SKIP LOCKED) ready
-    ) b LIMIT p_limit
-  )
-  UPDATE public.agent_messages m SET
-    status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
-    attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
-    deadline_at = least(m.expires_at, v_now + v_timeout)
-  FROM c WHERE m.id = c.id
+    ) b LIMIT p_limit))
   RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
     date_part('epoch', m.deadline_at - v_now), date_part('epoch', m.expires_at - v_now),
     date_part('epoch', v_now - m.created_at) * 1000, coalesce(v_lane.max_attempts, 5), m.priority, m.seq;

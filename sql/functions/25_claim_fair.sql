@@ -350,11 +350,11 @@ BEGIN
     NULL;
   ELSIF v_indexed THEN
     -- Retries that are due join their tenant's line; they have a place in it by the time of the failure.
-    UPDATE public.agent_messages m SET retry_at = NULL WHERE m.id IN (
+    UPDATE public.agent_messages m SET retry_at = NULL WHERE m.id = ANY (ARRAY(
       SELECT d.id FROM public.agent_messages d
       WHERE d.service = p_service AND d.role = p_role AND d.shard = p_shard
         AND d.status = 'queued' AND d.retry_at IS NOT NULL AND d.retry_at <= v_now
-      ORDER BY d.retry_at LIMIT 2 * p_limit FOR UPDATE SKIP LOCKED);
+      ORDER BY d.retry_at LIMIT 2 * p_limit FOR UPDATE SKIP LOCKED));
     v_ids := cogo.pick_fair(p_service, p_role, p_shard, least(p_limit, v_free)::integer, v_tenants, v_busy,
                             v_most, v_lane.paused_tenants);
   ELSE
@@ -368,10 +368,11 @@ BEGIN
     status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
     attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
     deadline_at = least(m.expires_at, v_now + coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms')
-  FROM (SELECT a.id FROM unnest(v_ids) AS u(id) JOIN public.agent_messages a ON a.id = u.id
-        WHERE a.status = 'queued' AND (a.retry_at IS NULL OR a.retry_at <= v_now)
-          AND (a.ordering_key IS NULL OR cogo.is_head(p_service, p_role, a.tenant, a.ordering_key, a.id))
-        FOR UPDATE OF a SKIP LOCKED) c WHERE m.id = c.id
+  WHERE m.id = ANY (ARRAY(
+    SELECT a.id FROM public.agent_messages a
+    WHERE a.id = ANY (v_ids) AND a.status = 'queued' AND (a.retry_at IS NULL OR a.retry_at <= v_now)
+      AND (a.ordering_key IS NULL OR cogo.is_head(p_service, p_role, a.tenant, a.ordering_key, a.id))
+    FOR UPDATE SKIP LOCKED))
   RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
     date_part('epoch', m.deadline_at - v_now), date_part('epoch', m.expires_at - v_now),
     date_part('epoch', v_now - m.created_at) * 1000, coalesce(v_lane.max_attempts, 5), m.priority, NULL::bigint;

@@ -1,8 +1,9 @@
 -- Out of `claimed`: a batch of outcomes, each guarded by its fence alone.
 --
 -- Never add `m.status = 'claimed'` to the WHERE: the planner then walks the partial `inflight` index
--- and a batch becomes quadratic. Rows that are not returned were stale claims; follow-up messages and
--- events come only from the rows that were returned, so a zombie has no effect at all.
+-- and a batch becomes quadratic; nor a plain equality of ids (see cogo.claim). Rows that are not returned were
+-- stale claims; follow-up messages and events come only from the rows that were returned, so a zombie has no
+-- effect at all.
 --
 -- kinds: done | failed | retry | delegated | released (given back, the attempt is not counted; with
 -- retry_ms not before that time).
@@ -24,7 +25,7 @@ BEGIN
     SELECT array_agg(CASE WHEN u.kind = 'retry' AND m.attempts >= cogo.max_attempts(m.service, m.role)
                      THEN 'failed' ELSE u.kind END ORDER BY u.n) INTO p_kinds
     FROM unnest(p_ids, p_kinds) WITH ORDINALITY AS u(id, kind, n)
-    LEFT JOIN public.agent_messages m ON m.id = u.id;
+    LEFT JOIN public.agent_messages m ON m.id = ANY (ARRAY[u.id]);
   END IF;
   WITH u AS (
     SELECT u.id, u.fence, coalesce(u.kind, 'done') AS kind, u.snippet, u.url, u.error, u.retry_ms, u.trace
@@ -51,7 +52,7 @@ BEGIN
       last_error_at = CASE WHEN u.error IS NOT NULL THEN v_now ELSE m.last_error_at END,
       result_snippet = u.snippet, result_url = u.url,
       traceparent = coalesce(m.traceparent, u.trace)
-    FROM u WHERE m.id = u.id AND m.fence = u.fence AND u.fence > 0
+    FROM u WHERE m.id = ANY (ARRAY[u.id]) AND m.fence = u.fence AND u.fence > 0
     RETURNING m.id, u.fence, u.kind, m.status, m.service, m.role, m.shard, m.tenant, m.trace_id,
       m.error, m.attempts, m.claimed_by, m.created_at, m.claimed_at, m.reply_to
   ), ends AS (
@@ -68,7 +69,7 @@ BEGIN
     UNION ALL
     SELECT p.events || '_retry', w.id, w.trace_id, w.tenant, w.service, w.role, w.shard, e.claimed_by,
       jsonb_strip_nulls(jsonb_build_object('target', e.id, 'error', e.error, 'attempts', e.attempts))
-    FROM ends e JOIN public.agent_messages w ON w.id = e.reply_to AND w.status = 'waiting'
+    FROM ends e JOIN public.agent_messages w ON w.id = ANY (ARRAY[e.reply_to]) AND w.status = 'waiting'
     JOIN policy p ON p.service = w.service AND p.role = w.role
     WHERE e.suffix = 'retry' AND p.events IS NOT NULL
   ), counted AS (
@@ -102,7 +103,7 @@ END $$;
 -- What accepted outcomes bring with them: follow-up messages and events of the handler's own. Apart from
 -- finish(), whose planner switches would make these joins quadratic.
 CREATE OR REPLACE FUNCTION cogo.publish(p_ids bigint[], p_fences bigint[], p_follow jsonb, p_events jsonb)
-RETURNS void LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+RETURNS void LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
 DECLARE v_now timestamptz := cogo.now();
 BEGIN
   PERFORM set_config('cogo.wait_for_keys', 'off', true);
@@ -116,7 +117,7 @@ BEGIN
     shard integer, tenant text, payload jsonb, key text, priority smallint, traceparent text,
     delegate boolean, ttl_ms bigint, ordering_key text)) WITH ORDINALITY AS f
   JOIN unnest(p_ids, p_fences) AS u(id, fence) ON u.id = f.parent AND u.fence = f.fence
-  JOIN public.agent_messages p ON p.id = f.parent AND p.status IN ('done', 'waiting')
+  JOIN public.agent_messages p ON p.id = ANY (ARRAY[f.parent]) AND p.status IN ('done', 'waiting')
   ORDER BY f.ordinality
   ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING;
 
@@ -124,7 +125,7 @@ BEGIN
   SELECT e.kind, m.id, m.trace_id, m.tenant, m.service, m.role, m.shard, m.claimed_by, e.detail
   FROM jsonb_to_recordset(p_events) AS e(id bigint, fence bigint, kind text, detail jsonb)
   JOIN unnest(p_ids, p_fences) AS u(id, fence) ON u.id = e.id AND u.fence = e.fence
-  JOIN public.agent_messages m ON m.id = e.id;
+  JOIN public.agent_messages m ON m.id = ANY (ARRAY[e.id]);
 END $$;
 
 CREATE OR REPLACE FUNCTION cogo.max_attempts(p_service text, p_role text) RETURNS integer

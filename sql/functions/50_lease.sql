@@ -32,7 +32,7 @@ $$;
 -- Fail what outlived its ttl, in any living state. Children go first by themselves: their expires_at
 -- is never later than their parent's, and the settle trigger ends the parent with the same code.
 CREATE OR REPLACE FUNCTION cogo.expire(p_limit integer) RETURNS integer
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
 DECLARE v_ids bigint[]; v_running bigint[];
 BEGIN
   WITH v AS MATERIALIZED (
@@ -44,7 +44,7 @@ BEGIN
       status = 'failed', fence = 0, seq = nextval('cogo.bus_seq'), done_at = cogo.now(),
       last_error_at = cogo.now(), deadline_at = NULL, retry_at = NULL, awaits = NULL,
       error = 'ttl_expired: the time to live ran out while the message was ' || v.was
-    FROM v WHERE m.id = v.id RETURNING m.id, v.was
+    FROM v WHERE m.id = ANY (ARRAY[v.id]) RETURNING m.id, v.was
   )
   SELECT array_agg(e.id), array_agg(e.id) FILTER (WHERE e.was = 'claimed') INTO v_ids, v_running FROM e;
   IF v_ids IS NULL THEN RETURN 0; END IF;
@@ -63,7 +63,7 @@ DROP FUNCTION IF EXISTS cogo.reclaim(integer, bigint, bigint);
 CREATE OR REPLACE FUNCTION cogo.reclaim(
   p_limit integer, p_lease_ms bigint, p_reclaim_after_ms bigint, p_after bigint DEFAULT 0
 ) RETURNS TABLE (id bigint, status text, why text)
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := cogo.now();
@@ -91,7 +91,7 @@ BEGIN
       done_at = CASE WHEN m.attempts >= v.max_attempts THEN v_now END,
       claimed_by = CASE WHEN m.attempts >= v.max_attempts THEN m.claimed_by END,
       seq = nextval('cogo.bus_seq'), fence = 0, deadline_at = NULL, last_error_at = v_now
-    FROM v WHERE m.id = v.id
+    FROM v WHERE m.id = ANY (ARRAY[v.id])
     RETURNING m.id, m.status, v.why
   )
   SELECT array_agg(r.id), array_agg(r.status), array_agg(r.why),

@@ -6,7 +6,7 @@ over done rows; this is what would notice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psycopg
 import pytest
@@ -16,16 +16,19 @@ READY, DUE, KEY = "agent_messages_ready", "agent_messages_due", "agent_messages_
 WAITING = "agent_messages_waiting"
 FILL = """
 INSERT INTO public.agent_messages (service, role, payload, status, attempts, done_at, retry_at)
-SELECT 't', 'echo', '{"some": "words to fill a row"}', %(status)s, 1,
+SELECT 't', %(role)s, '{"some": "words to fill a row"}', %(status)s, 1,
        CASE WHEN %(status)s = 'done' THEN now() END, %(retry_at)s
 FROM generate_series(1, %(count)s)
 """
 CLAIM = "SELECT id, fence FROM cogo.claim('t', 'echo', 0, 50, 'hand', 1, 60000)"
+CLAIM_FAIR = CLAIM.replace("'echo'", "'fair'")
+RECLAIM = "SELECT * FROM cogo.reclaim(1000, 0, 900000)"
 FINISH = """
-SELECT id, status FROM cogo.finish(%(ids)s::bigint[], %(fences)s::bigint[], array_fill('done'::text, ARRAY[50]),
+SELECT id, status FROM cogo.finish(%(ids)s::bigint[], %(fences)s::bigint[], %(kinds)s::text[],
   array_fill(null::text, ARRAY[50]), array_fill(null::text, ARRAY[50]), array_fill(null::text, ARRAY[50]),
   array_fill(null::bigint, ARRAY[50]), array_fill(null::text, ARRAY[50]), '[]', '[]')
 """
+DONE = ["done"] * 50
 
 
 @pytest.fixture
@@ -37,9 +40,11 @@ def session(dsn: str) -> Iterator[Explained]:
         yield found
 
 
-def fill(session: Explained, count: int, status: str = "queued", retry_at: str | None = None) -> None:
+def fill(
+    session: Explained, count: int, status: str = "queued", retry_at: str | None = None, role: str = "echo"
+) -> None:
     session.conn.execute("SET auto_explain.log_min_duration = -1")
-    session.conn.execute(FILL, {"count": count, "status": status, "retry_at": retry_at})
+    session.conn.execute(FILL, {"count": count, "status": status, "retry_at": retry_at, "role": role})
     session.conn.execute("SET auto_explain.log_min_duration = 0")
 
 
@@ -57,9 +62,9 @@ def claim(session: Explained) -> tuple[list[int], list[int], int]:
     return [row[0] for row in rows], [row[1] for row in rows], pages
 
 
-def finish(session: Explained, ids: list[int], fences: list[int]) -> int:
+def finish(session: Explained, ids: list[int], fences: list[int], kinds: Sequence[str] = DONE) -> int:
     """Pages of one finish; its plans are checked."""
-    rows = session.run(FINISH, {"ids": ids, "fences": fences})
+    rows = session.run(FINISH, {"ids": ids, "fences": fences, "kinds": list(kinds)})
     assert len(rows) == len(ids)
     plans = session.touching("agent_messages", "WITH u AS")
     # By id in both: WAITING is how the parents of retried messages are found.
@@ -81,6 +86,28 @@ def test_an_empty_table(session: Explained) -> None:
         ids, _, pages = claim(session)
         assert ids == []
     assert pages < 40
+
+
+def test_plans_from_when_the_table_was_known_to_be_empty(session: Explained, dsn: str) -> None:
+    """VACUUM has said so, and then it fills: a join by id once walked the whole primary key for ever after."""
+    session.conn.execute("INSERT INTO cogo.bus_lanes (service, role, fair) VALUES ('t', 'fair', true)")
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("VACUUM ANALYZE public.agent_messages")
+        for (sql,) in conn.execute("SELECT sql FROM cogo.lane_indexes('t', 'fair')").fetchall():
+            conn.execute(sql)
+    everything = (CLAIM, CLAIM_FAIR, RECLAIM, "SELECT cogo.expire(1000)")
+    for _ in range(8):
+        for sql in everything:
+            session.run(sql)
+        session.run(FINISH, {"ids": [], "fences": [], "kinds": []})
+    fill(session, 20_000)
+    fill(session, 20_000, "done")
+    fill(session, 20_000, role="fair")
+    for sql in everything:
+        rows = session.run(sql)
+        assert session.buffers() < 80 * max(20, len(rows)), sql
+    ids, fences, _ = claim(session)
+    assert finish(session, ids, fences, kinds=["done", "retry"] * 25) < 45 * 50
 
 
 @pytest.mark.parametrize("keep_plans", [True, False], ids=["old plans", "new plans"])
@@ -136,7 +163,7 @@ def test_reclaim_and_expire_look_at_living_messages_only(session: Explained) -> 
     fill(session, 200)
     session.conn.execute("ANALYZE public.agent_messages")
     claim(session)
-    session.run("SELECT * FROM cogo.reclaim(1000, 0, 900000)")
+    session.run(RECLAIM)
     session.run("SELECT cogo.expire(1000)")
     assert session.buffers() < 40
     (plan,) = session.touching("agent_messages", "SKIP LOCKED")
