@@ -46,9 +46,11 @@ class Driver:
 
     async def work(self, dsn: str, seen: Seen, ready: Callable[[], None], stop: asyncio.Event) -> None:
         pause_s = self.options.get("handle_ms", 0) / 1000
+        numbers = range(self.options.get("sum_to", 0))
 
         async def handle(task: Any, _ctx: cogo.Context) -> None:
             seen(task["n"])
+            sum(numbers)
             if pause_s:
                 await anyio.sleep(pause_s)
 
