@@ -180,9 +180,9 @@ def task_type(handler: Any) -> Any:
         return dict[str, Any]
     if not isinstance(first.annotation, str):
         return first.annotation
-    while isinstance(handler, functools.partial):
-        handler = handler.func
-    function = inspect.unwrap(handler)
+    function = handler
+    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+        function = function.func if isinstance(function, functools.partial) else function.__wrapped__
     if not hasattr(function, "__globals__"):
         function = getattr(function, "__func__", None) or type(function).__call__
     return eval(first.annotation, function.__globals__)  # noqa: S307 (the plugin's own annotation)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -307,7 +308,18 @@ async def hinted_for_checkers(task: Order, ctx: NotImported) -> int:  # type: ig
     return len(task.parts)
 
 
-@pytest.mark.parametrize("handle", [Callable1(), hinted_for_checkers])
+async def counted(more: int, task: Order, ctx: cogo.Context) -> int:
+    return len(task.parts) + more
+
+
+@functools.wraps(functools.partial(counted, 0))
+async def around_a_partial(*args: Any) -> int:
+    return await counted(0, *args)
+
+
+@pytest.mark.parametrize(
+    "handle", [Callable1(), hinted_for_checkers, functools.partial(counted, 0), around_a_partial]
+)
 async def test_handlers_of_other_shapes(dsn: str, bus: Bus, handle: Any) -> None:
     found = await ended(dsn, bus, handle, '{"parts": [{"name": "a", "pages": []}]}')
     assert (found["status"], found["result_snippet"]) == ("done", "1")

@@ -10,9 +10,10 @@ import msgspec
 import psycopg
 import pytest
 from hands import Hand, counts, insert, kinds, row
+from psycopg.conninfo import make_conninfo
 
 from cogo.core.bus import Bus
-from cogo.core.db import Connection
+from cogo.core.db import Connection, Database
 
 ACME = {"sub": "user-7", "role": "authenticated", "app_metadata": {"tenants": ["acme", "beta"]}}
 INGRESS = {"service": "orchestrator", "role": "decide", "tenant": "acme", "payload": '{"intent": "ask"}'}
@@ -261,3 +262,19 @@ async def test_functions_with_the_owners_rights_have_a_fixed_search_path(bus: Bu
         """
     )
     assert rows == []
+
+
+async def test_bulk_where_row_security_holds(dsn: str) -> None:
+    """Postgres refuses COPY FROM there, so it is an INSERT: the same ids, the same payloads."""
+    payloads: list[Any] = [{"n": n, "text": 'a\\b"c\n{,}'} for n in range(3)]
+    db = Database(make_conninfo(dsn, options="-c role=service_role"))
+    await db.open()
+    try:
+        assert await db.fetch_value("SELECT row_security_active('public.agent_messages')")
+        ids = await Bus(db).enqueue_many("t/echo@acme", payloads)
+        rows = await db.fetch("SELECT id, tenant, payload FROM public.agent_messages ORDER BY id")
+    finally:
+        await db.close()
+    assert [(row["id"], row["tenant"], row["payload"]) for row in rows] == [
+        (id, "acme", payload) for id, payload in zip(ids, payloads, strict=True)
+    ]
