@@ -179,6 +179,43 @@ def machine(document: Mapping[str, Any]) -> str:
     )
 
 
+# -- the README --------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- benchmarks/bus/run.py --write -->\n", "<!-- end -->\n"
+SHORT = (
+    ("drain", "per_s", "drain, jobs/s"),
+    ("end_to_end", "per_s", "end to end, jobs/s"),
+    ("bulk", "per_s", "bulk enqueue, jobs/s"),
+    ("single", "per_s", "single enqueue, jobs/s"),
+    ("pickup", "p50_ms", "pickup p50, ms"),
+    ("wal", "bytes", "WAL, bytes a job"),
+)
+"""What a reader of the README compares: gate, figure, heading."""
+
+
+def into_readme(readme: str, document: Mapping[str, Any]) -> str:
+    """The README with its table between BEGIN and END made anew."""
+    before, _, rest = readme.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{short_table(document)}\n{END}{after}"
+
+
+def short_table(document: Mapping[str, Any]) -> str:
+    gates = {found["name"]: found["medians"] for found in document["gates"]}
+    names = dict.fromkeys(name for gate, _, _ in SHORT for name, _ in order(gates.get(gate, {})))
+    rows = [
+        [f"**{name}**" if name == COGO.name else name]
+        + [figure(gates[gate][name][key]) if name in gates.get(gate, {}) else "-" for gate, key, _ in SHORT]
+        for name in names
+        if name != "limit"
+    ]
+    missed = [found["name"] for found in document["gates"] if state(found).startswith("FAIL")]
+    when = f"{document['machine']['date']}, {document['machine']['cores']} shared cores, Postgres {document['machine']['postgres']}"
+    rounds = f"medians of {document['options']['rounds']} rounds"
+    bars = f"Bars of ours that this run missed: {', '.join(missed)}." if missed else "All bars held."
+    return table(["", *(heading for _, _, heading in SHORT)], rows) + f"\n\n{when}, {rounds}. {bars}"
+
+
 # -- the terminal ------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ Starts a Postgres of its own (fsync on) in a temporary folder, installs what is 
 benchmarks/bus/.peers (from PyPI and npm, pinned), and gives every measurement a fresh database. Within a
 round all peers follow one another, so that drift of the machine hits all; medians of the rounds count.
 --quick is one round of few messages with the peers that are installed. --json prints the whole document,
---write renders it as docs/benchmarks.md; with --from an earlier document is rendered, nothing is measured.
+--write renders it as docs/benchmarks.md and as the README's table; with --from an earlier document is rendered, nothing is measured.
 Linux only: it reads /proc. Exit code 1 when a bar does not hold, 0 otherwise; skipped peers fail nothing.
 """
 
@@ -32,6 +32,7 @@ from install import ROOT, runner
 from roster import COGO, FLOOR, PEERS, Peer
 
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
 QUICK = Options(messages=4_000, rounds=1, seconds=6, done=100_000)
 
 
@@ -135,6 +136,7 @@ def main() -> None:
         )  # fmt: skip
     if args.write:
         PAGE.write_text(report.page(document))
+        README.write_text(report.into_readme(README.read_text(), document))
     print(json.dumps(document) if args.json else report.summary(document))
     sys.exit(0 if report.passed(document) else 1)
 

@@ -80,9 +80,7 @@ def _drain(bench: Bench, peer: Peer, processes: int, factor: float, **handler: i
 
 
 def judge(medians: Medians) -> list[Verdict]:
-    return at_least(
-        "two processes, of one, handlers of 1 ms of Python", own(medians, "busy_two_of_one"), 1.6
-    )
+    return at_least("two processes, of one, handlers of 1 ms of Python", own(medians, "busy_two_of_one"), 1.6)
 
 
 SCALE = Gate(
