@@ -35,6 +35,18 @@ async def test_lanes_and_shards_are_apart(bus: Bus) -> None:
     assert [message.id for message in await hand.claim("t/echo/3", 10)] == [here]
 
 
+async def test_the_lower_priority_number_goes_first(bus: Bus) -> None:
+    """Across claims and within one: a holder handles them in the order in which they come."""
+    hand = await Hand(bus).register()
+    for _ in range(2):
+        ids = [await bus.enqueue("t/echo", {}, priority=priority) for priority in (2, 3, 0, 2, 1)]
+        in_order = [ids[2], ids[4], ids[0], ids[3], ids[1]]
+        assert [message.id for message in await hand.claim("t/echo", 2)] == in_order[:2]
+        assert [message.id for message in await hand.claim("t/echo", 9)] == in_order[2:]
+    ids = [await bus.enqueue("t/echo", {}, priority=priority) for priority in (3, 0, 1)]
+    assert [message.id for message in await hand.claim("t/echo", 9)] == [ids[1], ids[2], ids[0]]
+
+
 async def test_many_claimers_never_share_a_message(bus: Bus) -> None:
     """Eight sessions claim at once until nothing is left; each message goes to exactly one of them."""
     ids = set(await bus.enqueue_many("t/echo", [{} for _ in range(600)]))
