@@ -44,8 +44,9 @@ END $$;
 
 -- What every end of a message brings with it, except on the hot path of finish(), which has the
 -- same in its own statement: the lane's event, the counters, the budget's close, the wakeups.
+-- (enable_seqscan, here and elsewhere: a plan from when the table was small must not scan it when it is large.)
 CREATE OR REPLACE FUNCTION cogo.record_ends(p_ids bigint[], p_actor text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
 DECLARE v_now timestamptz := cogo.now();
 BEGIN
   INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
@@ -69,7 +70,7 @@ END $$;
 -- What each retry brings with it, except on the hot path of finish(): the event of the lane, the one of
 -- the message that waits for it, and the counters.
 CREATE OR REPLACE FUNCTION cogo.record_retries(p_ids bigint[], p_actor text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
 BEGIN
   INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
   SELECT l.events || '_retry', w.id, w.trace_id, w.tenant, w.service, w.role, w.shard, p_actor,
@@ -77,7 +78,7 @@ BEGIN
            'target', nullif(m.id, w.id), 'error', m.error, 'attempts', m.attempts))
   FROM public.agent_messages m
   CROSS JOIN LATERAL (VALUES (m.id), (m.reply_to)) AS told(id)
-  JOIN public.agent_messages w ON w.id = told.id AND (w.id = m.id OR w.status = 'waiting')
+  JOIN public.agent_messages w ON w.id = ANY (ARRAY[told.id]) AND (w.id = m.id OR w.status = 'waiting')
   JOIN cogo.bus_lanes l ON l.service = w.service AND l.role = w.role AND l.events IS NOT NULL
   WHERE m.id = ANY (p_ids) AND m.status = 'queued';
 

@@ -87,7 +87,7 @@ BEGIN
   IF EXISTS (SELECT FROM cogo.budget_holds WHERE closed_at IS NULL) THEN
     UPDATE cogo.budget_holds h SET closed_at = v_now
     FROM public.agent_messages m
-    WHERE h.root_id = ANY (v_ids) AND h.closed_at IS NULL AND m.id = h.root_id
+    WHERE h.root_id = ANY (v_ids) AND h.closed_at IS NULL AND m.id = ANY (ARRAY[h.root_id])
       AND m.status IN ('done', 'failed', 'cancelled');
   END IF;
   PERFORM cogo.wake_waiters(v_ids);
@@ -146,7 +146,7 @@ $$;
 -- Progress of a claimed message, numbered on. The row lock comes first, in a statement of its own: it
 -- makes writers of one message take turns, and the next statement sees what the one before wrote.
 CREATE OR REPLACE FUNCTION cogo.add_chunks(p_id bigint, p_fence bigint, p_kinds text[], p_datas text[])
-RETURNS boolean LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+RETURNS boolean LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
 DECLARE v_root bigint;
 BEGIN
   SELECT coalesce(m.root_id, m.id) INTO v_root FROM public.agent_messages m

@@ -34,7 +34,7 @@ END $$;
 
 -- Cancel what cancelled parents were waiting for; a transaction of its own. Returns how many.
 CREATE OR REPLACE FUNCTION cogo.cascade_cancels() RETURNS integer
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
 DECLARE v_n integer;
 BEGIN
   WITH taken AS (DELETE FROM cogo.bus_cancels RETURNING parent_id, awaits),
@@ -44,7 +44,7 @@ BEGIN
     WHERE m.status IN ('queued', 'claimed', 'waiting') ORDER BY m.id FOR UPDATE OF m
   )
   UPDATE public.agent_messages m SET status = 'cancelled', error = 'cancelled: the message that waited for it was'
-  FROM kids WHERE m.id = kids.id;
+  FROM kids WHERE m.id = ANY (ARRAY[kids.id]);
   GET DIAGNOSTICS v_n = ROW_COUNT;
   RETURN v_n;
 END $$;
