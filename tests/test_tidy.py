@@ -55,6 +55,17 @@ UNFINISHED = re.compile(r"\b(" + "|".join(["TO" + "DO", "FIX" + "ME", "X" * 3, "
                                            "place" + "holder", "st" + "ub"]) + r")\b", re.IGNORECASE)  # fmt: skip
 
 
+def test_who_switches_scans_off_switches_the_compiler_off() -> None:
+    """Before Postgres 18 a switched-off node, where it is the only way, costs so much that JIT would start."""
+    found = 0
+    for path in sorted((ROOT / "sql" / "functions").glob("*.sql")):
+        for head in re.findall(r"CREATE OR REPLACE FUNCTION .*?AS \$\$", path.read_text(), re.DOTALL):
+            if "SET enable_seqscan = off" in head:
+                found += 1
+                assert "SET jit = off" in head, f"{path.name}: {head.splitlines()[0]}"
+    assert found > 5
+
+
 def tracked(*folders: str, suffix: str = ".py") -> list[Path]:
     """The files of these folders that belong to the project, without caches."""
     return sorted(

@@ -64,7 +64,7 @@ class Running:
         self.in_thread = False
         self.over = False
         """The loop has done with this attempt; its thread may still run."""
-        ctx.scope = scope
+        ctx.within(scope)
         deadline = inf if ctx.deadline is None else ctx.deadline
         if scope.deadline != deadline:  # moving a timer costs more than most no-op handlers
             scope.deadline = deadline

@@ -390,6 +390,7 @@ class Consumer:
 
     def _end(self, running: Running, outcome: Outcome | None) -> None:
         message = running.ctx.message
+        running.ctx.within(None)
         if outcome is not None:
             self._desk.finisher.submit(outcome, Note(message, time.monotonic() - running.began))
         del self._desk.running[message.fence]

@@ -106,8 +106,8 @@ class Context:
     # One is made for each message, so what most handlers never touch is made on first use.
     # Nothing here may refer back to who made it: a cycle per message costs the collector a third as much as the
     # message costs us.
-    scope: anyio.CancelScope | None = None
-    """Around the handler."""
+    _scope: anyio.CancelScope | None = None
+    """The slot's, while this attempt runs in it."""
     on_chunk: Callable[[Context], None] | None = None
     """Called when progress lies unwritten, so that somebody writes it soon."""
     finished: str | None = None
@@ -132,7 +132,7 @@ class Context:
         """Monotonic seconds at which the request's time to live ends."""
         self._bus = bus
 
-    @functools.cached_property
+    @property
     def bus(self) -> ContextBus:
         """Messages that leave with this one's finish, or at once."""
         return ContextBus(self, self._bus)
@@ -163,6 +163,10 @@ class Context:
     @property
     def trace_id(self) -> str | None:
         return telemetry.trace_id(self.traceparent)
+
+    def within(self, scope: anyio.CancelScope | None) -> None:
+        """extend() moves this scope's deadline; None when the attempt is over, since others use it next."""
+        self._scope = scope
 
     def cancelled(self) -> bool:
         """For handlers in threads, which cannot be interrupted: True when they should stop."""
@@ -228,8 +232,8 @@ class Context:
             raise ClaimLost
         asked = time.monotonic() + seconds
         self.deadline = asked if self.expires is None else min(asked, self.expires)
-        if self.scope is not None:
-            self.scope.deadline = self.deadline
+        if self._scope is not None:
+            self._scope.deadline = self.deadline
 
     def event(self, kind: str, /, **detail: Any) -> None:
         """An audit event for public.bus_events, written with the finish if the attempt succeeds."""

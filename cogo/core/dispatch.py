@@ -6,6 +6,7 @@ a batch not at all, and rows come back in binary. The policy itself is in sql/fu
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -47,8 +48,8 @@ async def claim(
     if len(rows) == 1 and rows[0][0] is None:
         return Claimed([], max(0.0, rows[0][7]))
     marks = [(row[11], row[12]) for row in rows]
-    if len({priority for priority, _ in marks}) > 1:  # they come by id; the first ones are handled first
-        rows.sort(key=_by_priority)
+    if marks and marks[0][1] is not None:  # they come in no order; the first ones are handled first
+        rows.sort(key=_place)
     keys: dict[str, RoutingKey] = {}
     messages = [_message(lane, keys, row, sent) for row in rows]
     return Claimed(messages, marks=None if marks and marks[0][1] is None else marks)
@@ -96,8 +97,8 @@ async def finish(conn: Connection, outcomes: Sequence[Outcome]) -> dict[int, Sta
     return dict(await (await cursor.execute(FINISH, args, prepare=True)).fetchall())
 
 
-def _by_priority(row: tuple[Any, ...]) -> int:
-    return int(row[11])
+_place = operator.itemgetter(11, 12)
+"""Of a claimed row: priority, then seq."""
 
 
 def _by_id(outcome: Outcome) -> int:

@@ -1,6 +1,6 @@
 """Many callers, one statement: messages that arrive while an insert is under way go together in the next.
 
-An idle process inserts at once. A busy one shares the round trip, the transaction and the wait for the
+An idle process inserts after one turn of the loop. A busy one shares the round trip, the transaction and the wait for the
 disk, so eight callers cost little more than one. Each caller still returns only when its own message is
 committed, and gets its own error. Messages with an idempotency or an ordering key don't come this way:
 they may have to wait for another transaction, and nobody should wait with them.
@@ -126,6 +126,8 @@ class Inlet:
         finally:
             self._pass_on()
             for slip in followers:
+                if not slip.id and slip.error is None:  # the leader's task was cancelled from outside anyio
+                    slip.error = BusUnavailable("who sent it was stopped: it may be there or not")
                 slip.event.set()
 
     async def _insert(self, batch: list[_Slip]) -> None:

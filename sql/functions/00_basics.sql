@@ -46,7 +46,7 @@ END $$;
 -- same in its own statement: the lane's event, the counters, the budget's close, the wakeups.
 -- (enable_seqscan, here and elsewhere: a plan from when the table was small must not scan it when it is large.)
 CREATE OR REPLACE FUNCTION cogo.record_ends(p_ids bigint[], p_actor text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_now timestamptz := cogo.now();
 BEGIN
   INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
@@ -70,7 +70,7 @@ END $$;
 -- What each retry brings with it, except on the hot path of finish(): the event of the lane, the one of
 -- the message that waits for it, and the counters.
 CREATE OR REPLACE FUNCTION cogo.record_retries(p_ids bigint[], p_actor text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
   SELECT l.events || '_retry', w.id, w.trace_id, w.tenant, w.service, w.role, w.shard, p_actor,

@@ -24,7 +24,7 @@ LANGUAGE sql STABLE AS $$ SELECT pg_catalog.current_setting('transaction_isolati
 -- BEFORE INSERT of a message with a key: its place in the order, and aside unless it is alone.
 CREATE OR REPLACE FUNCTION cogo.on_keyed_insert() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE v_locked boolean := true;
 BEGIN
   IF length(NEW.ordering_key) NOT BETWEEN 1 AND 255 THEN
@@ -57,10 +57,11 @@ CREATE OR REPLACE TRIGGER agent_messages_keyed BEFORE INSERT ON public.agent_mes
   FOR EACH ROW WHEN (NEW.ordering_key IS NOT NULL) EXECUTE FUNCTION cogo.on_keyed_insert();
 
 -- The first message of this key goes to the door, unless one of its key is at work; a later one that stands
--- there goes aside. Waits for nobody. false: somebody holds one of their rows, so look again later.
+-- there goes aside. Waits for nobody. false: look again later, since somebody holds one of their
+-- rows, or since the first has come back while a later one is at work.
 CREATE OR REPLACE FUNCTION cogo.open_door(p_service text, p_role text, p_tenant text, p_key text)
 RETURNS boolean LANGUAGE plpgsql SECURITY DEFINER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 DECLARE
   v_id bigint; v_status text; v_retry_at timestamptz; v_shard integer;
   v_door bigint; v_at_work boolean; v_later bigint[];
@@ -163,7 +164,7 @@ END $$;
 -- or is at work.
 CREATE OR REPLACE FUNCTION cogo.is_head(p_service text, p_role text, p_tenant text, p_key text, p_id bigint)
 RETURNS boolean LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET enable_sort = off SET jit = off AS $$
 BEGIN
   PERFORM FROM public.agent_messages m
   WHERE m.service = p_service AND m.role = p_role AND m.tenant = p_tenant AND m.ordering_key = p_key

@@ -26,6 +26,7 @@ END $$;
 -- cogo.bus_alive is empty, and the sequence leaps.
 -- p_after: for each priority 0..3 the seq after which to look. It only spares the walk over entries of
 -- messages that have left the lane; the caller looks behind it often enough (cogo/core/watermark.py).
+-- The rows come in no order: who handles them goes by priority, then seq.
 -- An empty claim answers with one row without id when a retry is due later: runtime_s says when.
 CREATE OR REPLACE FUNCTION cogo.claim(
   p_service text, p_role text, p_shard integer, p_limit integer,

@@ -364,18 +364,21 @@ BEGIN
   END IF;
 
   RETURN QUERY
-  UPDATE public.agent_messages m SET
-    status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
-    attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
-    deadline_at = least(m.expires_at, v_now + coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms')
-  WHERE m.id = ANY (ARRAY(
-    SELECT a.id FROM public.agent_messages a
-    WHERE a.id = ANY (v_ids) AND a.status = 'queued' AND (a.retry_at IS NULL OR a.retry_at <= v_now)
-      AND (a.ordering_key IS NULL OR cogo.is_head(p_service, p_role, a.tenant, a.ordering_key, a.id))
-    FOR UPDATE SKIP LOCKED))
-  RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
-    date_part('epoch', m.deadline_at - v_now), date_part('epoch', m.expires_at - v_now),
-    date_part('epoch', v_now - m.created_at) * 1000, coalesce(v_lane.max_attempts, 5), m.priority, NULL::bigint;
+  WITH taken AS (
+    UPDATE public.agent_messages m SET
+      status = 'claimed', claimed_by = p_holder, holder_epoch = p_epoch, claimed_at = v_now,
+      attempts = m.attempts + 1, fence = nextval('cogo.bus_fence'), retry_at = NULL,
+      deadline_at = least(m.expires_at, v_now + coalesce(v_lane.timeout_ms, p_timeout_ms) * interval '1 ms')
+    WHERE m.id = ANY (ARRAY(
+      SELECT a.id FROM public.agent_messages a
+      WHERE a.id = ANY (v_ids) AND a.status = 'queued' AND (a.retry_at IS NULL OR a.retry_at <= v_now)
+        AND (a.ordering_key IS NULL OR cogo.is_head(p_service, p_role, a.tenant, a.ordering_key, a.id))
+      FOR UPDATE SKIP LOCKED))
+    RETURNING m.id, m.fence, m.tenant, m.payload::text, m.attempts, coalesce(m.root_id, m.id), m.traceparent,
+      date_part('epoch', m.deadline_at - v_now), date_part('epoch', m.expires_at - v_now),
+      date_part('epoch', v_now - m.created_at) * 1000, coalesce(v_lane.max_attempts, 5), m.priority, NULL::bigint
+  )
+  SELECT t.* FROM taken t ORDER BY array_position(v_ids, t.id);  -- by turns, as they were picked
   IF NOT FOUND THEN
     -- Nothing: when to look again without being woken. Slots may become free in ways that wake nobody.
     RETURN QUERY

@@ -101,9 +101,9 @@ BEGIN
 END $$;
 
 -- What accepted outcomes bring with them: follow-up messages and events of the handler's own. Apart from
--- finish(), whose planner switches would make these joins quadratic.
+-- finish(), whose planner switches hold here too, but for the one without which these joins are quadratic.
 CREATE OR REPLACE FUNCTION cogo.publish(p_ids bigint[], p_fences bigint[], p_follow jsonb, p_events jsonb)
-RETURNS void LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
+RETURNS void LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_hashjoin = on AS $$
 DECLARE v_now timestamptz := cogo.now();
 BEGIN
   PERFORM set_config('cogo.wait_for_keys', 'off', true);
@@ -146,7 +146,7 @@ $$;
 -- Progress of a claimed message, numbered on. The row lock comes first, in a statement of its own: it
 -- makes writers of one message take turns, and the next statement sees what the one before wrote.
 CREATE OR REPLACE FUNCTION cogo.add_chunks(p_id bigint, p_fence bigint, p_kinds text[], p_datas text[])
-RETURNS boolean LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
+RETURNS boolean LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_root bigint;
 BEGIN
   SELECT coalesce(m.root_id, m.id) INTO v_root FROM public.agent_messages m

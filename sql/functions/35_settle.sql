@@ -4,7 +4,7 @@
 -- the child (finish, poison, ttl, an outsider's UPDATE). The UPDATE fires this trigger again, so the
 -- whole chain settles in one transaction. Locks go child -> parent only.
 CREATE OR REPLACE FUNCTION cogo.on_settle() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_none text;
 BEGIN
   IF NEW.status NOT IN ('done', 'failed', 'cancelled') OR OLD.status IN ('done', 'failed', 'cancelled') THEN
@@ -32,7 +32,7 @@ CREATE OR REPLACE TRIGGER agent_messages_settle AFTER UPDATE OF status ON public
 -- Outsiders may claim, finish, cancel and requeue by plain UPDATEs of status. This puts right what
 -- their statement left out. An ended message leaves its state only for `queued` (CG410 otherwise).
 CREATE OR REPLACE FUNCTION cogo.on_outsider() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 DECLARE
   v_now timestamptz := cogo.now();
   v_was_final boolean := OLD.status IN ('done', 'failed', 'cancelled');

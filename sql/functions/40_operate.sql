@@ -34,7 +34,7 @@ END $$;
 
 -- Cancel what cancelled parents were waiting for; a transaction of its own. Returns how many.
 CREATE OR REPLACE FUNCTION cogo.cascade_cancels() RETURNS integer
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_n integer;
 BEGIN
   WITH taken AS (DELETE FROM cogo.bus_cancels RETURNING parent_id, awaits),
@@ -63,7 +63,7 @@ END $$;
 -- (it ran from the last requeue, or from the creation). The audit says so, and the counters take the
 -- end back.
 CREATE OR REPLACE FUNCTION cogo.renew_all(p_ids bigint[], p_was text, p_reason text) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   UPDATE public.agent_messages m SET
     attempts = 0, claimed_at = NULL, done_at = NULL, error = NULL, result_snippet = NULL, result_url = NULL,

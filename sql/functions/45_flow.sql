@@ -9,7 +9,7 @@ $$;
 
 -- These messages are no longer claimed: in a lane with limits somebody may wait for their slots.
 CREATE OR REPLACE FUNCTION cogo.wake_limited(p_ids bigint[]) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 BEGIN
   PERFORM cogo.wake_lane(d.service, d.role) FROM (
     SELECT DISTINCT m.service, m.role FROM public.agent_messages m
@@ -77,7 +77,7 @@ CREATE OR REPLACE FUNCTION cogo.dead_letters(
   service text, role text, code text, n bigint, answers bigint, tenants bigint, first_seen timestamptz,
   last_seen timestamptz, sample_id bigint, sample_error text, capped boolean
 )
-LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 BEGIN
   RETURN QUERY
@@ -106,7 +106,7 @@ CREATE OR REPLACE FUNCTION cogo.redrive(
   p_actor text DEFAULT NULL, p_reason text DEFAULT '', p_dry_run boolean DEFAULT false
 ) RETURNS TABLE (redriven bigint, refused bigint)
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off AS $$  -- in the order of the index: by time in each tenant
+SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$  -- in the order of the index: by time in each tenant
 DECLARE
   v_found bigint[]; v_ids bigint[]; v_refused bigint := 0;
 BEGIN
@@ -154,7 +154,7 @@ END $$;
 -- their key. Counts no further than p_at_most, so that the answer costs no more than that.
 CREATE OR REPLACE FUNCTION cogo.depth(p_service text, p_role text, p_shard integer, p_at_most bigint) RETURNS bigint
 LANGUAGE plpgsql STABLE SECURITY INVOKER SET search_path = ''
-SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan AS $$
+SET enable_seqscan = off SET enable_bitmapscan = off SET plan_cache_mode = force_generic_plan SET jit = off AS $$
 BEGIN
   RETURN (SELECT count(*) FROM (
     (SELECT 1 FROM public.agent_messages m WHERE m.service = p_service AND m.role = p_role

@@ -32,7 +32,7 @@ $$;
 -- Fail what outlived its ttl, in any living state. Children go first by themselves: their expires_at
 -- is never later than their parent's, and the settle trigger ends the parent with the same code.
 CREATE OR REPLACE FUNCTION cogo.expire(p_limit integer) RETURNS integer
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 DECLARE v_ids bigint[]; v_running bigint[];
 BEGIN
   WITH v AS MATERIALIZED (
@@ -63,7 +63,7 @@ DROP FUNCTION IF EXISTS cogo.reclaim(integer, bigint, bigint);
 CREATE OR REPLACE FUNCTION cogo.reclaim(
   p_limit integer, p_lease_ms bigint, p_reclaim_after_ms bigint, p_after bigint DEFAULT 0
 ) RETURNS TABLE (id bigint, status text, why text)
-LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
 #variable_conflict use_column
 DECLARE
   v_now timestamptz := cogo.now();

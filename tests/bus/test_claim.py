@@ -47,6 +47,15 @@ async def test_the_lower_priority_number_goes_first(bus: Bus) -> None:
     assert [message.id for message in await hand.claim("t/echo", 9)] == [ids[1], ids[2], ids[0]]
 
 
+async def test_a_requeued_message_goes_behind_newer_ones(bus: Bus) -> None:
+    """Within a claim too, though its id is older."""
+    hand = await Hand(bus).register()
+    ids = [await bus.enqueue("t/echo", {}) for _ in range(3)]
+    (first,) = await hand.claim("t/echo", 1)
+    await hand.finish(first, "released")
+    assert [message.id for message in await hand.claim("t/echo", 9)] == [*ids[1:], ids[0]]
+
+
 async def test_many_claimers_never_share_a_message(bus: Bus) -> None:
     """Eight sessions claim at once until nothing is left; each message goes to exactly one of them."""
     ids = set(await bus.enqueue_many("t/echo", [{} for _ in range(600)]))

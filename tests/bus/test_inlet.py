@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import anyio
@@ -127,6 +128,36 @@ async def test_a_caller_that_is_cancelled_takes_nobody_along(bus: Bus, dsn: str)
                 await locker.rollback()
     assert {row["payload"]["n"] for row in await rows(bus)} == {0, 1, 2, 3, 4}
     assert len(found) == 5
+    assert await bus.enqueue("t/echo", {}) > 0, "the line goes on"
+
+
+async def test_no_caller_hears_of_success_when_the_sender_is_stopped_from_outside(bus: Bus, dsn: str) -> None:
+    """Asyncio's own cancel() goes through anyio's shield: the statement breaks off, for all that it carries."""
+    found: list[Any] = []
+
+    async def follow() -> None:
+        try:
+            found.append(await bus.enqueue("t/echo", {}))
+        except BusUnavailable as error:
+            found.append(error)
+
+    async def was_sent() -> bool:
+        sql = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+        return bool(await bus.db.fetch_value(sql) == 1)
+
+    async with await psycopg.AsyncConnection.connect(dsn) as locker:
+        await locker.execute("LOCK TABLE public.agent_messages IN EXCLUSIVE MODE")
+        async with anyio.create_task_group() as tasks:
+            leader = asyncio.get_running_loop().create_task(bus.enqueue("t/echo", {}))
+            for _ in range(3):
+                tasks.start_soon(follow)
+            await eventually_async(was_sent)
+            leader.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await leader
+            await locker.rollback()
+    assert len(found) == 3
+    assert all(isinstance(one, BusUnavailable) for one in found), found
     assert await bus.enqueue("t/echo", {}) > 0, "the line goes on"
 
 
