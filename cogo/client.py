@@ -117,7 +117,8 @@ async def serve(
 
     `roles` are Role objects, or names of installed plugins; without any the settings (`loaded`, or
     plugins.toml and the environment) decide. A TCP port opens only when an enabled role brings
-    routes or the port was given by a flag. `signals`: SIGTERM and SIGINT end it too.
+    routes or the port was given by a flag. `signals`: the process is ours, so SIGTERM and SIGINT end it
+    too, and the garbage collector looks rarely.
     """
     from .core import runtime
     from .http.service import HttpService

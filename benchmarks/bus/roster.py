@@ -38,7 +38,8 @@ COGO = Peer(
     name="cogo",
     driver="cogo_driver.py",
     language="own",
-    settings="Role(concurrency=2000, events='bench'): one audit event a message, fenced finish, uvloop",
+    settings="Role(concurrency=2000, events='bench'): one audit event a message, fenced finish, uvloop; "
+    "the collector at the thresholds that `cogo serve` sets",
     finished="""SELECT NOT EXISTS (SELECT FROM public.agent_messages WHERE status IN ('queued', 'claimed'))
                 AND (SELECT count(*) FROM public.agent_messages WHERE status = 'done') = {total}""",
     keeps="the row and an audit event",

@@ -435,12 +435,15 @@ class Consumer:
             await self._chunk.wait()
             await anyio.sleep(CHUNK_EVERY_S)
             self._chunk = anyio.Event()
-            late, self._unflushed = self._unflushed, set()
-            for ctx in late:
-                try:
-                    await ctx.flush()
-                except ClaimLost:
-                    if (running := self._desk.running.get(ctx.message.fence)) is not None:
-                        running.stop("claim_lost")
-                except Exception as error:  # noqa: BLE001 (one stream must not end the role)
-                    telemetry.log.error(telemetry.line("chunk.refused", id=ctx.message_id, error=error))
+            await self._flush_all()
+
+    async def _flush_all(self) -> None:
+        late, self._unflushed = self._unflushed, set()
+        for ctx in late:
+            try:
+                await ctx.flush()
+            except ClaimLost:
+                if (running := self._desk.running.get(ctx.message.fence)) is not None:
+                    running.stop("claim_lost")
+            except Exception as error:  # noqa: BLE001 (one stream must not end the role)
+                telemetry.log.error(telemetry.line("chunk.refused", id=ctx.message_id, error=error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -350,3 +352,24 @@ async def test_progress_of_a_lost_claim_stops_the_handler(dsn: str, bus: Bus) ->
             await bus.cancel(id, actor="test")  # nobody is told: no push
             await stopped.wait()
     assert (await row(bus, id))["status"] == "cancelled"
+
+
+async def test_a_message_leaves_nothing_to_the_collector(dsn: str, bus: Bus) -> None:
+    """No cycle, whatever of its context a handler uses; a process of its own looks for them rarely."""
+    left: list[weakref.ref[cogo.Context]] = []
+
+    async def handle(task: Any, ctx: cogo.Context) -> None:
+        left.append(weakref.ref(ctx))
+        await ctx.bus.enqueue("t/other", {})
+        ctx.event("seen")
+        await ctx.extend(30)
+        await ctx.progress({"n": 1})
+        await ctx.progress({"n": 2})
+
+    gc.disable()
+    try:
+        async with process(dsn, [cogo.Role("t", "work", handle=handle)]):
+            await bus.enqueue_many("t/work", [{} for _ in range(5)])
+            await eventually_async(lambda: len(left) == 5 and not any(ref() for ref in left))
+    finally:
+        gc.enable()

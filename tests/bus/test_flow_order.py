@@ -326,7 +326,7 @@ async def test_a_requeued_message_waits_for_the_one_at_work(bus: Bus) -> None:
     assert await in_turn(hand) == [first, third]
 
 
-@pytest.mark.parametrize("way", ["retry", "released", "lease"])
+@pytest.mark.parametrize("way", ["retry", "released", "lease", "give_back", "update"])
 async def test_a_requeued_message_when_the_one_at_work_is_queued_again(bus: Bus, way: str) -> None:
     """It doesn't end, so nothing opens the door for the one that came back before it: upkeep has to."""
     hand = await Hand(bus).register()
@@ -342,6 +342,10 @@ async def test_a_requeued_message_when_the_one_at_work_is_queued_again(bus: Bus,
         case "lease":
             await bus.db.execute("UPDATE cogo.bus_holders SET lease_until = now() - interval '1 s'")
             assert len(await reclaim(bus)) == 1
+        case "give_back":
+            assert await bus.give_back("hand", hand.epoch, [], 0) == 1
+        case "update":
+            await update(bus, second, status="queued")
     await bus.db.execute("SELECT cogo.open_doors(100)")
     assert await in_turn(await Hand(bus, "later").register()) == [first, second]
 
