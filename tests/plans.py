@@ -50,6 +50,10 @@ class Explained:
         """Pages that the last run touched, over all its statements: the outermost plan has the sum."""
         return max(_pages(plan["Plan"]) for plan in self.plans)
 
+    def nodes(self, plan: dict[str, Any]) -> list[str]:
+        """The kinds of a plan's nodes."""
+        return [node["Node Type"] for node in _nodes(plan["Plan"])]
+
     def scans(self, plan: dict[str, Any], table: str) -> Iterator[str]:
         """How a plan reads a table: `Seq Scan`, or the index that it uses."""
         for node in _nodes(plan["Plan"]):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import psycopg
 import pytest
 from plans import Explained, explained
+from psycopg.types.json import Jsonb
 
 READY, DUE, KEY = "agent_messages_ready", "agent_messages_due", "agent_messages_pkey"
 WAITING = "agent_messages_waiting"
@@ -129,6 +130,30 @@ def test_pages_do_not_grow_with_the_table(session: Explained, keep_plans: bool) 
         # Deeper trees: one page more for each of the 50 rows and each of their index entries.
         assert claimed <= 1.5 * small[0], (claimed, small)
         assert finished <= 1.5 * small[1], (finished, small)
+
+
+def test_follow_ups_meet_their_messages_by_hash(session: Explained) -> None:
+    """Within finish() joins by hash are off, and 500 messages with a follow-up each would be 250,000 comparisons."""
+    fill(session, 50)
+    ids, fences, _ = claim(session)
+    follow = [
+        {"parent": id, "fence": fence, "service": "t", "role": "next", "shard": 0, "tenant": "default",
+         "payload": {}, "priority": 2, "delegate": False}
+        for id, fence in zip(ids, fences, strict=True)
+    ]  # fmt: skip
+    events = [
+        {"id": id, "fence": fence, "kind": "seen", "detail": {}}
+        for id, fence in zip(ids, fences, strict=True)
+    ]
+    session.run(
+        "SELECT * FROM cogo.finish(%s::bigint[], %s::bigint[], null, null, null, null, null, null, %s, %s)",
+        (ids, fences, Jsonb(follow), Jsonb(events)),
+    )
+    plans = session.touching("agent_messages", "jsonb_to_recordset")
+    assert len(plans) == 2
+    for plan in plans:
+        assert "Hash Join" in session.nodes(plan)
+        assert set(session.scans(plan, "agent_messages")) == {KEY}
 
 
 def test_due_retries_come_by_their_own_index(session: Explained) -> None:
