@@ -93,7 +93,7 @@ BEGIN
     FROM f GROUP BY 1, 2, 3 ORDER BY n DESC, last_seen DESC LIMIT p_limit
   )
   SELECT g.*, s.error, (SELECT count(*) FROM f) >= 200000
-  FROM g JOIN public.agent_messages s ON s.id = g.sample_id ORDER BY g.n DESC, g.last_seen DESC;
+  FROM g JOIN public.agent_messages s ON s.id = ANY (ARRAY[g.sample_id]) ORDER BY g.n DESC, g.last_seen DESC;
 END $$;
 
 -- One batch of failed messages back to the ends of their lanes, as cogo.requeue does it for one: those of a
@@ -139,7 +139,7 @@ BEGIN
   ), back AS (
     UPDATE public.agent_messages m SET
       status = 'queued', seq = nextval('cogo.bus_seq'), claimed_by = NULL, retry_at = NULL
-    FROM locked WHERE m.id = locked.id RETURNING m.id
+    FROM locked WHERE m.id = ANY (ARRAY[locked.id]) RETURNING m.id
   )
   SELECT coalesce(array_agg(back.id), '{}') INTO v_ids FROM back;
   PERFORM cogo.renew_all(v_ids, 'failed', p_reason);

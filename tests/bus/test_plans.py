@@ -23,6 +23,7 @@ FROM generate_series(1, %(count)s)
 """
 CLAIM = "SELECT id, fence FROM cogo.claim('t', 'echo', 0, 50, 'hand', 1, 60000)"
 CLAIM_FAIR = CLAIM.replace("'echo'", "'fair'")
+REDRIVE = "SELECT * FROM cogo.redrive('t', 'echo')"
 RECLAIM = "SELECT * FROM cogo.reclaim(1000, 0, 900000)"
 FINISH = """
 SELECT id, status FROM cogo.finish(%(ids)s::bigint[], %(fences)s::bigint[], %(kinds)s::text[],
@@ -96,7 +97,7 @@ def test_plans_from_when_the_table_was_known_to_be_empty(session: Explained, dsn
         conn.execute("VACUUM ANALYZE public.agent_messages")
         for (sql,) in conn.execute("SELECT sql FROM cogo.lane_indexes('t', 'fair')").fetchall():
             conn.execute(sql)
-    everything = (CLAIM, CLAIM_FAIR, RECLAIM, "SELECT cogo.expire(1000)")
+    everything = (CLAIM, CLAIM_FAIR, RECLAIM, "SELECT cogo.expire(1000)", REDRIVE)
     for _ in range(8):
         for sql in everything:
             session.run(sql)
