@@ -46,12 +46,14 @@ GIVEN_UP = (
 TTL_MAX_MS = 10 * 366 * 86_400_000
 
 ENQUEUE = "SELECT id, created FROM cogo.enqueue(%s, %s, %s, %s, %s::jsonb, %s, %s, %s, %s, %s)"
-NEW_IDS = "SELECT array_agg(nextval('public.agent_messages_id_seq')) AS ids FROM generate_series(1, %s)"
+NEW_IDS = """
+SELECT array_agg(nextval('public.agent_messages_id_seq')), row_security_active('public.agent_messages')
+FROM generate_series(1, %s)
+"""
 COPY_IN = "COPY public.agent_messages (id, service, role, shard, tenant, priority, payload) FROM STDIN"
 INSERT_MANY = """
-INSERT INTO public.agent_messages (service, role, shard, tenant, priority, payload)
-SELECT %s, %s, %s, %s, %s, n.payload FROM unnest(%s::jsonb[]) WITH ORDINALITY AS n(payload, i)
-ORDER BY n.i RETURNING id
+INSERT INTO public.agent_messages (id, service, role, shard, tenant, priority, payload) OVERRIDING SYSTEM VALUE
+SELECT n.id, %s, %s, %s, %s, %s, n.payload FROM unnest(%s::bigint[], %s::jsonb[]) AS n(id, payload)
 """
 RESULT = """
 SELECT id, status, result_snippet AS snippet, result_url AS url, error, attempts, trace_id, created_at, done_at
@@ -143,28 +145,20 @@ async def enqueue(
     return int(found[0]), bool(found[1])
 
 
-async def _row_security(conn: Connection) -> bool:
-    cursor = conn.cursor(row_factory=psycopg.rows.scalar_row)
-    await cursor.execute("SELECT row_security_active('public.agent_messages')", prepare=True)
-    return bool(await cursor.fetchone())
-
-
-async def _copy_in(conn: Connection, where: Sequence[str | int], texts: Sequence[str]) -> list[int]:
-    cursor = conn.cursor(row_factory=psycopg.rows.scalar_row)
-    ids: list[int] = await (await cursor.execute(NEW_IDS, (len(texts),))).fetchone() or []
+async def _insert_bulk(conn: Connection, where: Sequence[str | int], texts: Sequence[str]) -> list[int]:
+    """Messages for one routing key and priority, by COPY; their ids."""
+    cursor = conn.cursor(row_factory=psycopg.rows.tuple_row)
+    row = await (await cursor.execute(NEW_IDS, (len(texts),))).fetchone()
+    assert row is not None
+    ids, secured = row
+    if secured:  # where row security holds for this role, Postgres knows no COPY FROM
+        await cursor.execute(INSERT_MANY, (*where, array(ids), array(texts)))
+        return list(ids)
     same = "\t".join(map(str, where))
-    lines = [
-        f"{id}\t{same}\t{text}\n".replace("\\", "\\\\")  # as COPY's text format asks
-        for id, text in zip(ids, texts, strict=True)
-    ]
+    lines = [f"{id}\t{same}\t{text}\n" for id, text in zip(ids, texts, strict=True)]
     async with cursor.copy(COPY_IN) as copy:
-        await copy.write("".join(lines))
-    return ids
-
-
-async def _insert_many(conn: Connection, where: Sequence[str | int], texts: Sequence[str]) -> list[int]:
-    cursor = conn.cursor(row_factory=psycopg.rows.scalar_row)
-    return await (await cursor.execute(INSERT_MANY, (*where, array(texts)))).fetchall()
+        await copy.write("".join(lines).replace("\\", "\\\\"))  # as COPY's text format asks
+    return list(ids)
 
 
 class Bus(Operations):
@@ -226,11 +220,9 @@ class Bus(Operations):
         where = (to.service, to.role, to.shard, to.tenant, priority)
         ids: list[int] = []
         async with self.db.transaction() as conn:
-            # Where row security holds for this role, Postgres knows no COPY FROM.
-            insert = _insert_many if await _row_security(conn) else _copy_in
             for start in range(0, len(payloads), _BULK):
                 texts = [encode_jsonb(one) for one in payloads[start : start + _BULK]]
-                ids += await insert(conn, where, texts)
+                ids += await _insert_bulk(conn, where, texts)
         return ids
 
     # -- out: claim and finish -----------------------------------------------------------------

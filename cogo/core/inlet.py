@@ -1,8 +1,8 @@
 """Many callers, one statement: messages that arrive while an insert is under way go together in the next.
 
-An idle process inserts after one turn of the loop. A busy one shares the round trip, the transaction and the wait for the
-disk, so eight callers cost little more than one. Each caller still returns only when its own message is
-committed, and gets its own error. Messages with an idempotency or an ordering key don't come this way:
+An idle process inserts after one turn of the loop. A busy one shares the round trip, the transaction and
+the wait for the disk, so eight callers cost little more than one. Each caller still returns only when its
+own message is committed, and gets its own error. Messages with an idempotency or an ordering key don't come this way:
 they may have to wait for another transaction, and nobody should wait with them.
 """
 
@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 import anyio
+import anyio.lowlevel
 import psycopg
 
 from .errors import BusUnavailable
