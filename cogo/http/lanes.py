@@ -47,13 +47,18 @@ class Redrive(Reason, forbid_unknown_fields=True, kw_only=True):
     dry_run: bool = False
 
 
-def check_may_switch(request: Request[Any, Any, Any], tenant: str | None) -> None:
+async def switched(
+    request: Request[Any, Any, Any], lane: str, data: Switch, *, pause: bool
+) -> dict[str, Any]:
     """Raises Forbidden for a tenant, or a whole lane, that is not the principal's to pause."""
-    principal = principal_of(request)
+    principal, tenant = principal_of(request), data.tenant
     if tenant is None and principal.tenants is not None:
         raise Forbidden("a whole lane concerns every tenant: name one of yours, or use an admin's token")
     if tenant is not None and not principal.may_read(tenant):
         raise Forbidden(f"this token may not act for the tenant {tenant!r}")
+    switch = bus_of(request).pause if pause else bus_of(request).resume
+    changed = await switch(lane, tenant=tenant, actor=principal.subject, reason=data.reason)
+    return {"lane": lane, "tenant": tenant, "paused": pause, "changed": changed}
 
 
 @post("/api/lanes/{service:str}/{role:str}/pause", guards=[operator], status_code=200)
@@ -61,10 +66,7 @@ async def pause(
     request: Request[Any, Any, Any], service: FromPath[str], role: FromPath[str], data: JSONBody[Switch]
 ) -> dict[str, Any]:
     """Begin nothing more in a lane, or for one tenant of it; what runs goes on. Audited."""
-    check_may_switch(request, data.tenant)
-    lane, actor = f"{service}/{role}", principal_of(request).subject
-    changed = await bus_of(request).pause(lane, tenant=data.tenant, actor=actor, reason=data.reason)
-    return {"lane": lane, "tenant": data.tenant, "paused": True, "changed": changed}
+    return await switched(request, f"{service}/{role}", data, pause=True)
 
 
 @post("/api/lanes/{service:str}/{role:str}/resume", guards=[operator], status_code=200)
@@ -72,10 +74,7 @@ async def resume(
     request: Request[Any, Any, Any], service: FromPath[str], role: FromPath[str], data: JSONBody[Switch]
 ) -> dict[str, Any]:
     """The opposite. Audited."""
-    check_may_switch(request, data.tenant)
-    lane, actor = f"{service}/{role}", principal_of(request).subject
-    changed = await bus_of(request).resume(lane, tenant=data.tenant, actor=actor, reason=data.reason)
-    return {"lane": lane, "tenant": data.tenant, "paused": False, "changed": changed}
+    return await switched(request, f"{service}/{role}", data, pause=False)
 
 
 @get("/api/dead", guards=[viewer])
