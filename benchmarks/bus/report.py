@@ -20,10 +20,10 @@ to about 30% between runs on a shared machine, and not the absolute rates.
 
 The command starts a Postgres of its own in a temporary folder (fsync on, the settings named below, the same
 server for everybody over a unix socket), installs the peers at the pinned versions into environments of their
-own, and gives every measurement a fresh database (the log is counted after 500 jobs in it). Each peer runs with the settings that its documentation
-gives for throughput, with one worker process and logging off; its driver is one short file in
-`benchmarks/bus/drivers`, and corrections to it are welcome. Within a round the peers follow one another in
-changing order; the tables show the medians of the rounds.
+own, and gives every measurement a fresh database (the log is counted after 500 jobs in it). Each peer runs
+with the settings that its documentation gives for throughput, with one worker process and logging off; its
+driver is one short file in `benchmarks/bus/drivers`, and corrections to it are welcome. Within a round the
+peers follow one another in changing order; the tables show the medians of the rounds.
 
 How the figures are taken, by the same code for COGO and for the peers:
 
