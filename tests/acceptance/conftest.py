@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
-from binary import binary_fixture
+import pytest
+from binary import Binary, binary_fixture
 
-__all__ = ["binary_fixture"]
+__all__ = ["binary_fixture", "served"]
+
+
+@pytest.fixture
+def served(binary: Binary) -> Binary:
+    """One with a process that serves the gateway and the metrics."""
+    binary.serve("--roles", "gateway,metrics", holder="harbour-1")
+    return binary

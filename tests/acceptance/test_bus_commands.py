@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 from binary import Binary
 
 from cogo.commands.local import call
@@ -11,12 +10,6 @@ from cogo.commands.local import call
 LANE = "gateway/chat"
 # It is put on the lane directly, so that no index is needed: nothing is indexed, so nothing is found.
 QUESTION = '{"question": "who pays late?"}'
-
-
-@pytest.fixture
-def served(binary: Binary) -> Binary:
-    binary.serve("--roles", "gateway,metrics", holder="harbour-1")
-    return binary
 
 
 def test_a_message_is_sent_waited_for_and_shown(served: Binary):

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from binary import Binary
 
 LANE = "gateway/chat"
 BAD = '{"question": 5}'
-
-
-@pytest.fixture
-def served(binary: Binary) -> Binary:
-    binary.serve("--roles", "gateway,metrics", holder="harbour-1")
-    return binary
 
 
 def lane(served: Binary) -> dict[str, Any]:

@@ -334,29 +334,17 @@ class Nemesis:
     async def black_hole(self, link: str, for_s: float) -> None:
         """Connections stay, and what goes in is gone: no keepalive of a client notices that."""
         proxy = self._world.proxies[link]
-        proxy.swallow()
-        try:
-            await passes(for_s)
-        finally:
-            proxy.heal()
+        await _between(proxy.swallow, proxy.heal, for_s)
 
     async def half_open(self, link: str, for_s: float) -> None:
         """The server's ends are closed, the clients' ends are not told; new connections work."""
         proxy = self._world.proxies[link]
-        proxy.half_open()
-        try:
-            await passes(for_s)
-        finally:
-            proxy.heal()
+        await _between(proxy.half_open, proxy.heal, for_s)
 
     async def freeze(self, link: str, for_s: float) -> None:
         """A partition that heals: what was sent meanwhile arrives afterwards, late."""
         proxy = self._world.proxies[link]
-        proxy.freeze()
-        try:
-            await passes(for_s)
-        finally:
-            proxy.thaw()
+        await _between(proxy.freeze, proxy.thaw, for_s)
 
     async def delay(self, link: str, for_s: float, up_to_s: float) -> None:
         await self._set(link, for_s, "delay_s", up_to_s)
@@ -387,6 +375,14 @@ class Nemesis:
 
     async def lose_answers(self, link: str, count: int) -> None:
         self._world.proxies[link].lose_answers = count
+
+
+async def _between(begin: Callable[[], None], end: Callable[[], None], for_s: float) -> None:
+    begin()
+    try:
+        await passes(for_s)
+    finally:
+        end()
 
 
 async def _clock(conn: psycopg.AsyncConnection[Any]) -> float:
