@@ -26,7 +26,7 @@ LIMIT_S = 180.0
 POLL_S = 0.01
 UNBOUNDED = 1 << 40
 """As a worker's total: it is stopped, it never ends by itself."""
-LABELS = {"per_s": "rate", "p50_ms": "p50", "p99_ms": "p99"}
+LABELS = {"per_s": "rate", "last_per_s": "rate of the last quarter", "p50_ms": "p50", "p99_ms": "p99"}
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ def against_best(
     ]
 
 
-def at_least(what: str, value: float | None, bar: float) -> list[Verdict]:
-    return [] if value is None else [Verdict(what, value, f">= {bar:g}", value >= bar)]
+def at_least(what: str, value: float | None, bar: float, *, aim: bool = False) -> list[Verdict]:
+    return [] if value is None else [Verdict(what, value, f">= {bar:g}", value >= bar, aim)]
 
 
 def at_most(what: str, value: float | None, bar: float) -> list[Verdict]:
