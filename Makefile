@@ -29,6 +29,7 @@ $(SYNCED): pyproject.toml uv.lock
 	@touch $@
 
 demo: $(SYNCED) ## Run the main job on this repository: index it, ask it, show the hops
+	@$(BIN)/cogo models install || echo "Going on without the model: words alone answer."
 	@$(BIN)/cogo demo $(ARGS)
 
 test: $(SYNCED) ## Run the tests (make test ARGS='-k bus -x')

@@ -32,6 +32,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "index": ("cogo.commands.knowledge:index", "Index a repository through the bus."),
         "ask": ("cogo.commands.knowledge:ask", "Ask a question; the answer cites file:line."),
         "search": ("cogo.commands.knowledge:search", "Search the index for ranked spans."),
+        "models": ("cogo.commands.models:models", "Install the models that run in the process."),
         "kg": ("cogo.commands.kg:kg", "Look at the code graph: importers, imports, path, report."),
     },
     "Bus": {

@@ -1,7 +1,10 @@
-"""How well and how fast the lexical search finds what a docstring describes and what a title names.
+"""How well and how fast the search finds what a docstring describes and what a title names.
 
     python benchmarks/retrieval/run.py [--code NAME=FOLDER ...] [--docs NAME=FOLDER ...]
-                                       [--queries N] [--seed N] [--json]
+                                       [--queries N] [--seed N] [--words] [--json]
+
+Each set is asked twice: by words alone, and by words and vectors (not with --words, or where `cogo models
+install` has put no model into the data home).
 
 Code: query = a function's first docstring sentence, target = the function in a copy without docstrings.
 Docs: query = a section's title, target = the section in a copy without titles. Sets are made of what is
@@ -28,8 +31,8 @@ import sets
 from cogo import Database
 from cogo.core import migrate
 from cogo.core.embedded import own_or_share
-from cogo.core.settings import Settings
-from cogo.knowledge import index, scan, search, tokens
+from cogo.core.settings import Settings, load
+from cogo.knowledge import index, scan, search, tokens, vectors
 
 TENANT = "bench"
 INSTALLED = ("litestar", "rich", "anyio", "hypothesis", "mypy")
@@ -53,6 +56,22 @@ async def index_folder(db: Database, root: Path, name: str) -> dict[str, float]:
         "files": report.files, "chunks": report.chunks, "index_s": round(index_s, 2),
         "ms_per_1000_chunks": round(1e6 * index_s / report.chunks), "rescan_s": round(time.perf_counter() - began, 2),
     }  # fmt: skip
+
+
+async def embed(db: Database, name: str) -> dict[str, float]:
+    """Vectors for all that is indexed under that name."""
+    attached = vectors.of(db)
+    model = attached and attached.installed("minilm")
+    assert attached is not None
+    assert model is not None
+    (repo_id,) = await search.repo_ids(db, TENANT, name)
+    table = await vectors.table_of(db, model)
+    paths = await vectors.lacking(db, table, repo_id)
+    began = time.perf_counter()
+    made, _ = await vectors.fill(db, table, attached.embedder(model), repo_id, paths)
+    await db.execute(f"ANALYZE {table.name}")
+    embed_s = time.perf_counter() - began
+    return {"embed_s": round(embed_s, 1), "chunks_a_s": round(made / embed_s, 1)}
 
 
 async def measure(db: Database, name: str, queries: list[sets.Query]) -> dict[str, Any]:
@@ -92,16 +111,35 @@ async def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             await migrate.apply(server.dsn)
             db = Database(server.dsn)
             await db.open()
+            both = await with_vectors(server.dsn, load().settings.data_dir) if not args.words else None
             for kind, name, sources in jobs:
                 into = base / f"{kind}-{len(rows)}"
                 make = sets.code_set if kind == "code" else sets.docs_set
                 queries = make(sources, into, count=args.queries, seed=args.seed)
                 found = await index_folder(db, scan.open_root(str(into)), into.name)
                 await db.execute("ANALYZE cogo.kb_postings")
-                rows.append({"set": kind, "name": name, **found, **await measure(db, into.name, queries)})
+                asked = {"set": kind, "name": name}
+                rows.append({**asked, "by": "words", **found, **await measure(db, into.name, queries)})
                 report(rows[-1], as_json=args.json)
+                if both is not None:
+                    embedded = await embed(both, into.name)
+                    rows.append(
+                        {**asked, "by": "both", **embedded, **await measure(both, into.name, queries)}
+                    )
+                    report(rows[-1], as_json=args.json)
             await db.close()
+            if both is not None:
+                await both.close()
     return rows
+
+
+async def with_vectors(dsn: str, data_dir: Path) -> Database | None:
+    """A database whose searches use vectors; None when no model is installed."""
+    db = Database(dsn)
+    if vectors.attach(db, data_dir).installed("minilm") is None:
+        return None
+    await db.open()
+    return db
 
 
 def given(texts: list[str]) -> list[tuple[str, dict[str, Path]]]:
@@ -127,6 +165,7 @@ def main() -> None:
     parser.add_argument("--docs", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--queries", type=int, default=600)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--words", action="store_true", help="words alone")
     parser.add_argument("--json", action="store_true")
     anyio.run(run, parser.parse_args())
 

@@ -37,8 +37,9 @@ LANES = {"rag": "rag/embed", "kg": "kg/build"}
 
 OF_TRACES = """
 SELECT m.status, m.service, count(*) AS n, min(m.error) AS error FROM public.agent_messages m
-WHERE m.trace_id = ANY (%s) GROUP BY 1, 2
+WHERE m.trace_id = ANY (%s) AND NOT m.payload @> '{"vectors": true}' GROUP BY 1, 2
 """
+"""The messages that one waits for; vectors come behind them, and may take ten times as long."""
 LEAF = """
 WITH RECURSIVE hops AS (
   SELECT id, status, service, role, 0 AS depth FROM public.agent_messages WHERE id = %s

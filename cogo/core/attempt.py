@@ -229,6 +229,9 @@ def failure(error: BaseException, ctx: Context) -> Outcome | None:
             "handler.late_error" if ctx.finished else "message.claim_lost", id=ctx.message_id, key=ctx.key,
             error=printable(f"{type(error).__name__}: {error}")[:ERROR_MAX] if ctx.finished else None))  # fmt: skip
         return None
+    if isinstance(error, Retry) and not error.counted:
+        after_ms = _milliseconds(error.after) or AWAY_RETRY_MS
+        return ctx.outcome("released", error=_text(f"retry: {error.why}"), retry_ms=after_ms)
     if isinstance(error, Retry):
         return ctx.outcome("retry", error=_text(f"retry: {error.why}"), retry_ms=_milliseconds(error.after))
     if isinstance(error, Reject):

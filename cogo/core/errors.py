@@ -238,6 +238,17 @@ class TtlExpired(CogoError):
     level = logging.WARNING
 
 
+class ModelUnavailable(CogoError):
+    """The model that makes vectors can't be used here."""
+
+    code = "model_unavailable"
+    hint = (
+        "`cogo models install` puts minilm into the data home; for a server's model see [plugins.rag-embed]."
+    )
+    status = 503
+    level = logging.WARNING
+
+
 class HandlerTimeout(CogoError):
     """The handler ran past the deadline of its lane."""
 
@@ -356,26 +367,29 @@ class WorkFailed(CogoError):
 # -- requests ---------------------------------------------------------------------------------
 
 
-class BadRequest(CogoError):
+class _Refused(CogoError):
+    """A request is not taken: nobody's fault here, and nothing to try again."""
+
+    fate: ClassVar[Fate] = "failed"
+    level = logging.INFO
+
+
+class BadRequest(_Refused):
     """The request is malformed."""
 
     code = "bad_request"
     hint = "Send one JSON object in UTF-8, at most 64 levels deep."
-    fate = "failed"
     status = 400
     exit_code = 2
-    level = logging.INFO
 
 
-class Invalid(CogoError):
+class Invalid(_Refused):
     """The request is well-formed, but a field is not acceptable."""
 
     code = "invalid"
     hint = "The detail names the field; /schema describes every request."
-    fate = "failed"
     status = 422
     exit_code = 2
-    level = logging.INFO
 
 
 class AssignmentForbidden(Invalid):
@@ -385,74 +399,60 @@ class AssignmentForbidden(Invalid):
     hint = "Leave `__assignment` out: the executor writes it from policy."
 
 
-class Unauthorized(CogoError):
+class Unauthorized(_Refused):
     """A valid token or API key is needed."""
 
     code = "unauthorized"
     hint = "Send `Authorization: Bearer` with a token from `cogo token`, or a valid `apikey`."
-    fate = "failed"
     status = 401
-    level = logging.INFO
 
 
-class Forbidden(CogoError):
+class Forbidden(_Refused):
     """The token does not allow this."""
 
     code = "forbidden"
     hint = "Use a token of that tenant, or of a higher role (viewer, operator, admin)."
-    fate = "failed"
     status = 403
-    level = logging.INFO
 
 
-class NotFound(CogoError):
+class NotFound(_Refused):
     """There is nothing here."""
 
     code = "not_found"
     hint = "/schema lists the routes."
-    fate = "failed"
     status = 404
-    level = logging.INFO
 
 
-class MethodNotAllowed(CogoError):
+class MethodNotAllowed(_Refused):
     """This route does not take this method."""
 
     code = "method_not_allowed"
     hint = "The Allow header lists the methods."
-    fate = "failed"
     status = 405
-    level = logging.INFO
 
 
-class TooLarge(CogoError):
+class TooLarge(_Refused):
     """The body is larger than 256 KB."""
 
     code = "too_large"
     hint = "Put large data where the role can read it and send its address."
-    fate = "failed"
     status = 413
-    level = logging.INFO
 
 
-class HeadersTooLarge(CogoError):
+class HeadersTooLarge(_Refused):
     """The request's headers are larger than 32 KB."""
 
     code = "headers_too_large"
     hint = "Send fewer or shorter headers; large data belongs in the body."
-    fate = "failed"
     status = 431
-    level = logging.INFO
 
 
-class RequestTimeout(CogoError):
+class RequestTimeout(_Refused):
     """The request did not arrive in time."""
 
     code = "request_timeout"
     hint = "Send the headers within 5 s and the body within 10 s."
-    fate = "failed"
     status = 408
-    level = logging.INFO
 
 
 class Overloaded(CogoError):
@@ -465,24 +465,20 @@ class Overloaded(CogoError):
     level = logging.WARNING
 
 
-class UnsupportedMedia(CogoError):
+class UnsupportedMedia(_Refused):
     """The body is not of type application/json."""
 
     code = "unsupported_media"
     hint = "Send `Content-Type: application/json`."
-    fate = "failed"
     status = 415
-    level = logging.INFO
 
 
-class RateLimited(CogoError):
+class RateLimited(_Refused):
     """Too many requests, or too much work is waiting."""
 
     code = "rate_limited"
     hint = "Wait for the seconds in Retry-After."
-    fate: ClassVar[Fate] = "failed"
     status = 429
-    level = logging.INFO
 
 
 class LaneFull(RateLimited):

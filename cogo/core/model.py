@@ -188,12 +188,23 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Retry(Exception):  # noqa: N818 (control flow, not an error)
-    """Raise it to have the message tried again after `after` seconds (None: the lane's backoff)."""
+    """Raise it to have the message tried again after `after` seconds (None: the lane's backoff).
 
-    def __init__(self, why: str = "the handler asked for a retry", *, after: float | None = None) -> None:
+    With `counted=False` the attempt doesn't count, for what is nobody's fault: a server that says when to come
+    again. Such a message is tried until its time to live is over; `after` None then means one second.
+    """
+
+    def __init__(
+        self,
+        why: str = "the handler asked for a retry",
+        *,
+        after: float | None = None,
+        counted: bool = True,
+    ) -> None:
         super().__init__(why)
         self.why = why
         self.after = after
+        self.counted = counted
 
 
 class Reject(Exception):  # noqa: N818

@@ -99,16 +99,20 @@ async def answer(db: Database, tenant: str, question: str, *, repo: str | None =
 
 
 def _weight(hit: search.Hit) -> float:
-    return hit.score * hit.coverage
+    """By words and vectors the score says it all; by words alone one span must have most of them."""
+    return hit.score if hit.by_vectors else hit.score * hit.coverage
 
 
 def _confidence(hit: search.Hit, words: int) -> float:
     """How sure it is that the span is about the question: it has its weighty words, and they weigh in it.
 
-    Nearly all of many words found together are evidence also in a long span, where each weighs little.
+    Nearly all of many words found together are evidence also in a long span, where each weighs little. Or it
+    means the same: questions about something else come to a likeness of 0.4 at most, those about the subject to
+    0.44 in nine of ten cases (docs/adr/0009).
     """
     together = hit.coverage**4 * (1 - 2 / max(words, 2))
-    return hit.coverage * max(min(1.0, hit.strength), together)
+    by_words = hit.coverage * max(min(1.0, hit.strength), together)
+    return max(by_words, min(1.0, 2 * (hit.scores.dense or 0.0) - 0.4))
 
 
 def essence(question: str) -> str:
@@ -187,7 +191,9 @@ def _best_lines(
             if value > best:
                 best, chosen = value, (start, end + 1)
     if chosen is None and first < len(lines) and (head is None or '"""' in lines[first]):
-        return first, first + 1  # only the name matches: then what it says of itself
+        # Only the name matches, or the meaning: then what it says of itself.
+        first = next((i for i in range(first, len(lines)) if lines[i].strip()), first)
+        return first, first + 1
     return chosen
 
 

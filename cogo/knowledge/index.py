@@ -18,7 +18,7 @@ import msgspec
 
 from cogo import errors
 
-from . import chunking, queries, scan, tokens
+from . import chunking, queries, scan, tokens, vectors
 
 if TYPE_CHECKING:
     from cogo import Database
@@ -193,10 +193,10 @@ async def put_file(db: Database, repo: Repo, path: str, load: Load, lang: str | 
 
 
 async def _write(
-    conn: Any, repo: Repo, path: str, file_id: int | None, digest: bytes, prepared: Prepared
+    conn: Any, repo: Repo, path: str, file_id: int | None, content: bytes, prepared: Prepared
 ) -> None:
     row = {
-        "id": file_id, "repo_id": repo.id, "path": path, "digest": digest, "lang": prepared.lang,
+        "id": file_id, "repo_id": repo.id, "path": path, "digest": content, "lang": prepared.lang,
         "note": prepared.note, "n_chunks": len(prepared.chunks),
     }  # fmt: skip
     if file_id is None:
@@ -206,7 +206,8 @@ async def _write(
     async with conn.cursor() as cursor:
         async with cursor.copy(queries.COPY_CHUNKS) as copy:
             for ord, c in enumerate(prepared.chunks):
-                await copy.write_row((file_id, ord, c.kind, c.qualname, c.start, c.end, c.text))
+                digest = vectors.digest(path, c.kind, c.qualname, c.text)
+                await copy.write_row((file_id, ord, c.kind, c.qualname, c.start, c.end, c.text, digest))
         async with cursor.copy(queries.COPY_POSTINGS) as copy:
             for term, (ords, weights) in prepared.postings.items():
                 await copy.write_row((repo.id, term, file_id, ords, weights))
@@ -254,8 +255,13 @@ async def index_rows(db: Database, tenant: str, source: str, ids: Sequence[str])
     if not await db.fetch_value(queries.SOURCE, (source,)):
         raise errors.TaskInvalid(f"no rag-dispatcher follows the table {source!r} - at `$.table`")
     repo = await open_repo(db, tenant, source, None)
-    loads = [(f"{source}/{id}", partial(_load_row, source, tenant, id)) for id in ids]
+    loads = [(row_path(source, id), partial(_load_row, source, tenant, id)) for id in ids]
     return await _index(db, repo, loads, "markdown")
+
+
+def row_path(source: str, id: str) -> str:
+    """What a row is called among the files."""
+    return f"{source}/{id}"
 
 
 async def _load_row(source: str, tenant: str, id: str, conn: Any) -> scan.Read:

@@ -45,9 +45,42 @@ INSERT INTO cogo.kb_files (repo_id, path, digest, lang, note, n_chunks)
 VALUES (%(repo_id)s, %(path)s, %(digest)s, %(lang)s, %(note)s, %(n_chunks)s) RETURNING id
 """
 COPY_CHUNKS = """
-COPY cogo.kb_chunks (file_id, ord, kind, qualname, start_line, end_line, text) FROM STDIN
+COPY cogo.kb_chunks (file_id, ord, kind, qualname, start_line, end_line, text, digest) FROM STDIN
 """
 COPY_POSTINGS = "COPY cogo.kb_postings (repo_id, term, file_id, ords, weights) FROM STDIN"
+
+# -- vectors; {table} is the one of a model ------------------------------------------------------
+
+MODEL = "SELECT * FROM cogo.vector_model(%s, %s, %s, %s)"
+MODEL_SERVING = "SELECT * FROM cogo.kb_models WHERE serving"
+SERVE = "SELECT cogo.serve_vectors(%s::smallint)"
+LACKING_PATHS = """
+SELECT f.path FROM cogo.kb_files f
+WHERE f.repo_id = %s AND EXISTS (
+  SELECT FROM cogo.kb_chunks c WHERE c.file_id = f.id AND c.digest IS NOT NULL AND NOT EXISTS (
+    SELECT FROM {table} v WHERE v.file_id = c.file_id AND v.digest = c.digest))
+ORDER BY 1
+"""
+LACKING = """
+SELECT DISTINCT ON (c.file_id, c.digest) c.file_id, f.path, c.kind, c.qualname, c.text, c.digest
+FROM cogo.kb_files f JOIN cogo.kb_chunks c ON c.file_id = f.id
+WHERE f.repo_id = %(repo)s AND f.path = ANY (%(paths)s::text[]) AND c.digest IS NOT NULL
+  AND NOT EXISTS (SELECT FROM {table} v WHERE v.file_id = c.file_id AND v.digest = c.digest)
+ORDER BY c.file_id, c.digest LIMIT %(limit)s
+"""
+# A file may have been removed meanwhile: its vectors have nowhere to go.
+PUT_VECTORS = """
+INSERT INTO {table} (file_id, digest, repo_id, vector)
+SELECT u.file_id, u.digest, %(repo)s, u.vector{cast}
+FROM unnest(%(files)s::integer[], %(digests)s::bytea[], %(vectors)s::{arrived}[]) AS u(file_id, digest, vector)
+WHERE EXISTS (SELECT FROM cogo.kb_files f WHERE f.id = u.file_id FOR KEY SHARE)
+ON CONFLICT DO NOTHING
+"""
+SWEEP_VECTORS = """
+DELETE FROM {table} v USING cogo.kb_files f
+WHERE f.repo_id = %(repo)s AND f.path = ANY (%(paths)s::text[]) AND v.file_id = f.id
+  AND NOT EXISTS (SELECT FROM cogo.kb_chunks c WHERE c.file_id = v.file_id AND c.digest = v.digest)
+"""
 
 # -- tables that are followed -----------------------------------------------------------------
 
@@ -77,7 +110,7 @@ READ_ROW = "SELECT cogo.read_source(%s, %s, %s) AS text"
 # spans together (at least two words); what the frequent ones add is looked up for the best candidates
 # alone. `mass` is the share of the question's idf that a span's words cover; words that nobody wrote
 # count with the highest idf there is. OFFSET 0 keeps the one possible plan: an index range per word.
-SEARCH = """
+_WORDS = """
 WITH q AS (SELECT * FROM unnest(%(terms)s::text[], %(counts)s::real[]) AS q(term, n)),
 p AS MATERIALIZED (
   SELECT q.term, p.file_id, p.ords, p.weights FROM q CROSS JOIN LATERAL (
@@ -96,7 +129,16 @@ candidate AS MATERIALIZED (
   SELECT p.file_id, h.ord, sum(chosen.idf * h.weight) AS score, sum(chosen.idf) AS mass
   FROM chosen JOIN p USING (term) CROSS JOIN LATERAL unnest(p.ords, p.weights) AS h(ord, weight)
   {narrow}
-  GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT %(candidates)s),
+  GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2 LIMIT %(candidates)s)
+"""
+_SHOWN = """
+SELECT r.name AS repo, f.path, f.lang, c.kind, c.qualname, c.start_line AS start, c.end_line AS "end", c.text,
+  b.score::real AS score, b.mass::real AS mass, b.strength::real AS strength
+FROM best b JOIN cogo.kb_files f ON f.id = b.file_id JOIN cogo.kb_repos r ON r.id = f.repo_id
+JOIN cogo.kb_chunks c ON c.file_id = b.file_id AND c.ord = b.ord
+ORDER BY b.score DESC, f.path, c.start_line
+"""
+_BY_WORDS = """,
 more AS (
   SELECT c.file_id, c.ord, sum(word.idf * p.weights[i.at]) AS score, sum(word.idf) AS mass
   FROM candidate c JOIN p USING (file_id) JOIN word USING (term)
@@ -107,11 +149,78 @@ best AS (
     (c.mass + coalesce(m.mass, 0)) / total.idf AS mass, (c.score + coalesce(m.score, 0)) / total.idf AS strength
   FROM candidate c LEFT JOIN more m USING (file_id, ord), (SELECT sum(idf) AS idf FROM word) total
   ORDER BY 3 DESC, 1, 2 LIMIT %(k)s)
-SELECT r.name AS repo, f.path, f.lang, c.kind, c.qualname, c.start_line AS start, c.end_line AS "end", c.text,
-  b.score::real AS score, b.mass::real AS mass, b.strength::real AS strength
-FROM best b JOIN cogo.kb_files f ON f.id = b.file_id JOIN cogo.kb_repos r ON r.id = f.repo_id
-JOIN cogo.kb_chunks c ON c.file_id = b.file_id AND c.ord = b.ord
-ORDER BY b.score DESC, f.path, c.start_line
+"""
+# The same with vectors: candidates by words and by vectors, and both scores for all of them, each from 0 to
+# the best one's 1. A candidate by words that is not among the nearest counts as the last of these; one that has
+# no vector yet counts by its vector as it does by its words.
+# FULL JOIN where an inner one would do: the planner, which takes all of this for a handful of rows, would run
+# through the one side for each row of the other; a full join it can only hash.
+_BY_BOTH = """,
+near AS MATERIALIZED (
+  SELECT c.file_id, c.ord, n.likeness FROM ({near}) n
+  JOIN cogo.kb_chunks c ON c.file_id = n.file_id AND c.digest = n.digest),
+pool AS MATERIALIZED (
+  SELECT file_id, ord, c.score, c.mass, near.likeness FROM candidate c FULL JOIN near USING (file_id, ord)),
+weighed AS (
+  SELECT p.file_id, p.ords, p.weights, word.idf, word.term IN (SELECT term FROM chosen) AS counted
+  FROM p JOIN word USING (term)),
+more AS (
+  SELECT pool.file_id, pool.ord, sum(w.idf * w.weights[i.at]) AS score, sum(w.idf) AS mass
+  FROM pool FULL JOIN weighed w USING (file_id)
+  CROSS JOIN LATERAL (SELECT array_position(w.ords, pool.ord) AS at) i
+  WHERE i.at IS NOT NULL AND (pool.score IS NULL OR NOT w.counted) GROUP BY 1, 2),
+scored AS (
+  SELECT file_id, ord, coalesce(pool.score, 0) + coalesce(more.score, 0) AS words,
+    coalesce(pool.mass, 0) + coalesce(more.mass, 0) AS mass, pool.likeness
+  FROM pool FULL JOIN more USING (file_id, ord)),
+range AS (
+  SELECT greatest(max(words), 1e-6) AS words, min(likeness) AS lowest,
+    greatest(max(likeness) - min(likeness), 1e-6) AS likeness FROM scored),
+best AS (
+  SELECT s.file_id, s.ord, s.words, s.likeness,
+    %(weight)s::real * coalesce((s.likeness - range.lowest) / range.likeness,
+        CASE WHEN lacks.vector THEN s.words / range.words ELSE 0 END)
+      + (1 - %(weight)s::real) * s.words / range.words AS score,
+    s.mass / total.idf AS mass, s.words / total.idf AS strength
+  FROM scored s CROSS JOIN LATERAL (
+    SELECT s.likeness IS NULL AND NOT EXISTS (
+      SELECT FROM cogo.kb_chunks c JOIN {table} v ON v.file_id = c.file_id AND v.digest = c.digest
+      WHERE c.file_id = s.file_id AND c.ord = s.ord) AS vector) lacks, range, (SELECT greatest(sum(idf), 1e-6) AS idf FROM word) total
+  ORDER BY 5 DESC, 1, 2 LIMIT %(k)s)
+"""
+SEARCH = _WORDS + _BY_WORDS + _SHOWN
+SEARCH_BOTH = (
+    _WORDS
+    + _BY_BOTH
+    + _SHOWN.replace("AS strength", "AS strength, b.words::real AS words, b.likeness::real AS likeness")
+)
+# The index looks at so many of the nearest, and goes on as long as the filter leaves too few of them.
+NEAR_SETTINGS = """
+SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true)
+"""
+NEAR_PGVECTOR = """
+SELECT v.file_id, v.digest, -(v.vector OPERATOR({pgvector}.<#>) %(vector)s::{pgvector}.halfvec) AS likeness
+FROM {table} v WHERE v.repo_id = ANY (%(repos)s::integer[]) {narrow}
+ORDER BY v.vector OPERATOR({pgvector}.<#>) %(vector)s::{pgvector}.halfvec LIMIT %(nearest)s
+"""
+NEAR_GIVEN = """
+SELECT * FROM unnest(%(near_files)s::integer[], %(near_digests)s::bytea[], %(near_likeness)s::real[])
+  AS n(file_id, digest, likeness)
+"""
+NEAR_PATHS = """
+  AND EXISTS (SELECT FROM cogo.kb_files f WHERE f.id = v.file_id AND EXISTS (
+    SELECT 1 FROM unnest(%(paths)s::text[]) AS w(prefix)
+    WHERE f.path = w.prefix OR starts_with(f.path, rtrim(w.prefix, '/') || '/')))
+"""
+NEAR_KINDS = """
+  AND EXISTS (SELECT FROM cogo.kb_chunks k
+    WHERE k.file_id = v.file_id AND k.digest = v.digest AND k.kind = ANY (%(kinds)s::text[]))
+"""
+VECTORS_VERSION = """
+SELECT count(*) AS count, coalesce(max(v.id), 0) AS newest FROM {table} v WHERE v.repo_id = ANY (%(repos)s::integer[])
+"""
+ALL_VECTORS = """
+SELECT v.file_id, v.digest, v.vector FROM {table} v WHERE v.repo_id = ANY (%(repos)s::integer[]) {narrow}
 """
 NARROW_PATHS = """
   JOIN cogo.kb_files f ON f.id = p.file_id AND EXISTS (

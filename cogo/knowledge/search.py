@@ -1,7 +1,7 @@
-"""Ranked spans for questions: BM25 over the index, in one statement per question.
+"""Ranked spans for questions: by words (BM25) and by vectors, in one statement per question.
 
-The seam for vectors: a hit carries its scores by kind, of which `dense` stays None until an embedder
-fills it.
+Where nothing is embedded, or the model can't be used here, words alone decide; a hit says by its `scores`
+what it was found by.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 
 from cogo import errors
 
-from . import queries, tokens
+from . import queries, tokens, vectors
 
 if TYPE_CHECKING:
     from cogo import Database
@@ -40,7 +40,9 @@ class Scores(msgspec.Struct, frozen=True):
     """What a hit's score is made of."""
 
     lexical: float
+    """BM25."""
     dense: float | None = None
+    """Cosine of the angle between the question's vector and the span's; None where it is not among the nearest."""
 
 
 class Hit(msgspec.Struct, frozen=True):
@@ -60,6 +62,8 @@ class Hit(msgspec.Struct, frozen=True):
     """Share of the question's weight (idf) whose words stand in this span; unknown words weigh most."""
     strength: float
     """The score for each unit of the question's weight: how much the span is about these words."""
+    by_vectors: bool = False
+    """Whether vectors had a say in the score, which then is from 0 to 1."""
 
 
 Tenants = str | Sequence[str] | None
@@ -77,15 +81,24 @@ async def search(
         raise errors.Invalid(f"at most {BATCH_MAX} queries, and k from 1 to {K_MAX} - at `$.queries`")
     scope = scope or Scope()
     repos = await repo_ids(db, tenant, scope.repo)
-    statement = queries.SEARCH.format(
-        narrow=(queries.NARROW_PATHS if scope.paths is not None else "")
-        + (queries.NARROW_KINDS if scope.kinds is not None else "")
+    narrow = (queries.NARROW_PATHS if scope.paths is not None else "") + (
+        queries.NARROW_KINDS if scope.kinds is not None else ""
     )
+    statement = queries.SEARCH.format(narrow=narrow)
+    near = await vectors.near(db, repos, texts, scope)
     found: list[list[Hit]] = []
-    async with db.connection() as conn:
-        for text in texts:
+    async with db.transaction() as conn:
+        if near is not None:
+            await conn.execute(queries.NEAR_SETTINGS, (str(vectors.NEAREST),))
+        for place, text in enumerate(texts):
             params = _params(text, k, scope, repos)
-            rows = await (await conn.execute(statement, params)).fetchall() if params["terms"] else []
+            if near is not None:
+                statement = queries.SEARCH_BOTH.format(narrow=narrow, near=near.sql, table=near.table)
+                params |= near.params(place)
+            elif not params["terms"]:
+                found.append([])
+                continue
+            rows = await (await conn.execute(statement, params)).fetchall()
             found.append([_hit(row) for row in rows])
     return found
 
@@ -125,8 +138,10 @@ def _params(text: str, k: int, scope: Scope, repos: list[int]) -> dict[str, Any]
 
 def _hit(row: Mapping[str, Any]) -> Hit:
     score = round(row["score"], 4)
+    words, likeness = row.get("words"), row.get("likeness")
     return Hit(
         path=row["path"], start=row["start"], end=row["end"], qualname=row["qualname"], score=score,
-        scores=Scores(score), text=row["text"], repo=row["repo"], kind=row["kind"], lang=row["lang"],
-        coverage=round(min(row["mass"], 1.0), 4), strength=round(row["strength"], 4),
+        scores=Scores(score if words is None else round(words, 4), likeness if likeness is None else round(likeness, 4)),
+        text=row["text"], repo=row["repo"], kind=row["kind"], lang=row["lang"],
+        by_vectors=words is not None, coverage=round(min(row["mass"], 1.0), 4), strength=round(row["strength"], 4),
     )  # fmt: skip

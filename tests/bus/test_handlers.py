@@ -208,6 +208,22 @@ async def test_absurd_retry_times_do_no_harm(dsn: str, bus: Bus, after: float) -
             await eventually_async(lambda: bus.db.fetch_value(wait))
 
 
+async def test_a_retry_that_is_nobodys_fault_is_not_counted(dsn: str, bus: Bus) -> None:
+    """A server that says "later" more often than there are attempts."""
+    tries: list[int] = []
+
+    async def work(task: Any, ctx: cogo.Context) -> int:
+        tries.append(ctx.attempt)
+        if len(tries) < 4:
+            raise cogo.Retry("the server is busy", after=0.01, counted=False)
+        return len(tries)
+
+    async with process(dsn, [cogo.Role("t", "work", handle=work, max_attempts=2)]):
+        id = await insert(bus, "t/work")
+        assert (await bus.result(id)).value == 4
+    assert tries == [1, 1, 1, 1]
+
+
 async def test_a_database_that_is_away_does_not_count_as_an_attempt(dsn: str, bus: Bus) -> None:
     """And the message comes back after a pause: a handler with a wrong DSN must not spin."""
     tries: list[int] = []

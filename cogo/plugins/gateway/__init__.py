@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 import msgspec
 
-from cogo import Context, Role, hookimpl
-from cogo.knowledge import answers
+from cogo import Context, Role, Runtime, hookimpl
+from cogo.knowledge import answers, vectors
 
 
 class Chat(msgspec.Struct, frozen=True):
@@ -30,6 +31,15 @@ async def chat(task: Chat, ctx: Context) -> answers.Answer:
 def cogo_role() -> Role:
     """Consumes gateway/chat."""
     return Role("gateway", "chat", handle=chat, concurrency=8, events="gateway", intents=("chat", "ask"))
+
+
+@hookimpl
+@asynccontextmanager
+async def cogo_lifespan(runtime: Runtime) -> AsyncIterator[None]:
+    """Questions are embedded with the model that the index's vectors come from."""
+    attached = vectors.attach(runtime.db, runtime.settings.data_dir)
+    yield
+    await attached.aclose()
 
 
 @hookimpl

@@ -1,0 +1,288 @@
+"""Vectors of the index: what is embedded, what lacks a vector, and which chunks are nearest to a question.
+
+What has a vector is what has a row: nothing here counts or flags. The text that is embedded has a digest; a
+chunk whose digest has no vector of a model lacks one, and whoever fills them may stop at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import msgspec
+
+from cogo import Retry, errors
+
+from . import queries
+from .embedding import Embedder, Model, local, open_embedder
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cogo import Database
+
+    from .search import Scope
+
+TEXT_MAX: Final = 1_200
+"""Characters of a chunk that are embedded: what comes later changes little, and costs as much."""
+BATCH: Final = 64
+MATRIX_BLOCK: Final = 8_192
+"""Vectors that are compared at a time."""
+NEAREST: Final = 300
+"""Chunks that are candidates by their vectors."""
+WEIGHT: Final = 0.45
+"""What vectors count; words count the rest. Measured on code and on documents (docs/adr/0009)."""
+PATIENCE_S: Final = 2.0
+"""A question waits no longer for its vector; then words alone answer it."""
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W0-9A-Za-z_]+")
+
+
+def embedded_text(path: str, kind: str, qualname: str, text: str) -> str:
+    """What a chunk is embedded as: where it stands and what it is called, in words, then its beginning."""
+    if kind == "section":
+        return f"{qualname}\n{text}"[:TEXT_MAX]
+    place = f"{PurePosixPath(path).with_suffix('')} {qualname}"
+    return f"{' '.join(_WORD.findall(place)).lower()}\n{text[:TEXT_MAX]}"
+
+
+def digest(path: str, kind: str, qualname: str, text: str) -> bytes:
+    """Of the text that is embedded: the same digest, the same vector."""
+    return hashlib.blake2b(embedded_text(path, kind, qualname, text).encode(), digest_size=16).digest()
+
+
+class Table(msgspec.Struct, frozen=True):
+    """The vectors of one model. `pgvector` is the schema of the extension, None where there is none."""
+
+    id: int
+    model: Model
+    pgvector: str | None
+    serving: bool
+
+    @property
+    def name(self) -> str:
+        return f"cogo.kb_vectors_{self.id}"
+
+
+class Vectors:
+    """The embedders of a process, and which of them questions need."""
+
+    def __init__(self, db: Database, data_dir: Path) -> None:
+        self._db = db
+        self._data_dir = data_dir
+        self._embedders: dict[Model, Embedder] = {}
+        self._matrices: dict[tuple[int, tuple[int, ...]], Matrix] = {}
+        self.unavailable: str | None = None
+        """Why questions are answered by words alone though there are vectors."""
+
+    def embedder(self, model: Model) -> Embedder:
+        """Opened once. Raises ModelUnavailable."""
+        if model not in self._embedders:
+            self._embedders[model] = open_embedder(model, self._data_dir)
+        return self._embedders[model]
+
+    async def aclose(self) -> None:
+        """Close the embedders; they are opened again when they are needed."""
+        while self._embedders:
+            _, embedder = self._embedders.popitem()
+            await embedder.aclose()
+
+    def installed(self, name: str) -> Model | None:
+        """The model of that name that can run in this process."""
+        return local.installed(self._data_dir, name)
+
+    async def serving(self) -> Table | None:
+        """The vectors that answer."""
+        row = await self._db.fetch_one(queries.MODEL_SERVING)
+        return None if row is None else _table(row)
+
+    async def matrix(self, table: Table, repos: Sequence[int], narrow: str, scope: Scope) -> Matrix:
+        """All vectors of these repositories; kept as long as they don't change, unless they are narrowed down."""
+        params = {
+            "repos": list(repos),
+            "paths": scope.paths and list(scope.paths),
+            "kinds": scope.kinds and list(scope.kinds),
+        }
+        row = await self._db.fetch_one(queries.VECTORS_VERSION.format(table=table.name), params)
+        assert row is not None
+        version = (row["count"], row["newest"])
+        place = (table.id, tuple(repos))
+        kept = self._matrices.get(place)
+        if kept is not None and kept.version == version and not narrow:
+            return kept
+        rows = await self._db.fetch(queries.ALL_VECTORS.format(table=table.name, narrow=narrow), params)
+        matrix = await anyio.to_thread.run_sync(_matrix, version, rows, table.model.dimension)
+        if not narrow:
+            self._matrices.clear()  # the one that was asked last: they may be large
+            self._matrices[place] = matrix
+        return matrix
+
+    async def of_questions(self, texts: Sequence[str]) -> tuple[Table, NDArray[np.float32]] | None:
+        """The questions' vectors and the table to look in; None where words alone must do."""
+        table = await self.serving()
+        if table is None:
+            return None
+        try:
+            with anyio.fail_after(PATIENCE_S):
+                found = await self.embedder(table.model).embed(texts)
+        except (errors.ModelUnavailable, Retry, TimeoutError) as reason:
+            self.unavailable = str(reason) or f"{table.model.name} took longer than {PATIENCE_S:.0f} s"
+            return None
+        self.unavailable = None
+        return table, found
+
+
+_ATTACHED: weakref.WeakKeyDictionary[Database, Vectors] = weakref.WeakKeyDictionary()
+
+
+def attach(db: Database, data_dir: Path) -> Vectors:
+    """Have searches of this database use vectors, with models from this data home."""
+    return _ATTACHED.setdefault(db, Vectors(db, data_dir))
+
+
+def of(db: Database) -> Vectors | None:
+    """What was attached to this database."""
+    return _ATTACHED.get(db)
+
+
+# -- asking -----------------------------------------------------------------------------------
+
+
+class Near(msgspec.Struct, frozen=True):
+    """The part of the search that finds what is nearest to each of the questions."""
+
+    sql: str
+    table: str
+    given: list[dict[str, Any]]
+
+    def params(self, place: int) -> dict[str, Any]:
+        """Of the question at this place."""
+        return {"weight": WEIGHT, **self.given[place]}
+
+
+async def near(db: Database, repos: Sequence[int], texts: Sequence[str], scope: Scope) -> Near | None:
+    """How to find the nearest chunks to these questions; None where words alone must do."""
+    attached = of(db)
+    if attached is None or (found := await attached.of_questions(texts)) is None:
+        return None
+    table, questions = found
+    narrow = (queries.NEAR_PATHS if scope.paths is not None else "") + (
+        queries.NEAR_KINDS if scope.kinds is not None else ""
+    )
+    if table.pgvector is not None:
+        sql = queries.NEAR_PGVECTOR.format(table=table.name, pgvector=table.pgvector, narrow=narrow)
+        return Near(sql, table.name, [{"vector": literal(row), "nearest": NEAREST} for row in questions])
+    matrix = await attached.matrix(table, repos, narrow, scope)
+    return Near(queries.NEAR_GIVEN, table.name, await anyio.to_thread.run_sync(matrix.nearest, questions))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The vectors of some repositories in memory, where Postgres can't compare them."""
+
+    version: tuple[int, int]
+    """How many there are, and the newest one's id: it changes with every change."""
+    files: list[int]
+    digests: list[bytes]
+    vectors: NDArray[np.float16]
+
+    def nearest(self, questions: NDArray[np.float32]) -> list[dict[str, Any]]:
+        """Per question the parameters of NEAR_GIVEN. Takes CPU: call it in a thread."""
+        import numpy as np
+
+        found = []
+        for question in questions:
+            blocks = range(0, len(self.files), MATRIX_BLOCK)
+            parts = [self.vectors[at : at + MATRIX_BLOCK].astype(np.float32) @ question for at in blocks]
+            likeness = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+            places = np.argsort(-likeness)[:NEAREST].tolist()
+            found.append({
+                "near_files": [self.files[i] for i in places], "near_digests": [self.digests[i] for i in places],
+                "near_likeness": likeness[places].tolist(),
+            })  # fmt: skip
+        return found
+
+
+# -- filling ----------------------------------------------------------------------------------
+
+
+async def table_of(db: Database, model: Model) -> Table:
+    """The table of a model's vectors, made when there is none."""
+    row = await db.fetch_one(queries.MODEL, (model.name, model.revision, model.dimension, model.base_url))
+    assert row is not None
+    return _table(row)
+
+
+async def lacking(db: Database, table: Table, repo_id: int) -> list[str]:
+    """Paths of files that have chunks without a vector."""
+    rows = await db.fetch(queries.LACKING_PATHS.format(table=table.name), (repo_id,))
+    return [row["path"] for row in rows]
+
+
+async def fill(
+    db: Database,
+    table: Table,
+    embedder: Embedder,
+    repo_id: int,
+    paths: Sequence[str],
+    turn_s: float = math.inf,
+) -> tuple[int, bool]:
+    """Give each chunk of these files its vector: how many were made, and whether that was all.
+
+    Each batch stands as soon as it is made; after `turn_s` seconds no other one is begun.
+    """
+    made, ends = 0, time.monotonic() + turn_s
+    params = {"repo": repo_id, "paths": list(paths), "limit": BATCH}
+    while rows := await db.fetch(queries.LACKING.format(table=table.name), params):
+        texts = [embedded_text(row["path"], row["kind"], row["qualname"], row["text"]) for row in rows]
+        found = await embedder.embed(texts)
+        await db.execute(
+            queries.PUT_VECTORS.format(table=table.name, **_types(table)),
+            {
+                "repo": repo_id, "files": [row["file_id"] for row in rows],
+                "digests": [row["digest"] for row in rows], "vectors": _stored(table, found),
+            },
+        )  # fmt: skip
+        made += len(rows)
+        if time.monotonic() > ends:
+            return made, False
+    await db.execute(queries.SWEEP_VECTORS.format(table=table.name), params)
+    await db.fetch_value(queries.SERVE, (table.id,))
+    return made, True
+
+
+def _table(row: dict[str, Any]) -> Table:
+    model = Model(row["name"], row["dimension"], row["revision"], row["base_url"])
+    return Table(row["id"], model, row["pgvector"], row["serving"])
+
+
+def _types(table: Table) -> dict[str, str]:
+    if table.pgvector is None:
+        return {"arrived": "bytea", "cast": ""}
+    return {"arrived": "text", "cast": f"::{table.pgvector}.halfvec"}
+
+
+def _stored(table: Table, vectors: NDArray[np.float32]) -> list[Any]:
+    if table.pgvector is None:
+        return [row.astype("<f2").tobytes() for row in vectors]
+    return [literal(row) for row in vectors]
+
+
+def _matrix(version: tuple[int, int], rows: Sequence[dict[str, Any]], dimension: int) -> Matrix:
+    import numpy as np
+
+    numbers = np.frombuffer(b"".join(row["vector"] for row in rows), "<f2").reshape(len(rows), dimension)
+    return Matrix(version, [row["file_id"] for row in rows], [bytes(row["digest"]) for row in rows], numbers)
+
+
+def literal(vector: NDArray[np.float32]) -> str:
+    """As pgvector reads it; four digits are what a half-precision number holds."""
+    return "[" + ",".join(f"{number:.4g}" for number in vector.tolist()) + "]"

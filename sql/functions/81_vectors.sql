@@ -1,0 +1,71 @@
+-- Vectors: the table of each model, and which model answers.
+
+-- The row of a model, with its table made if there is none yet. With pgvector vectors are halfvec with an HNSW
+-- index; where the extension can't be had they are bytes, and whoever searches compares all of them.
+CREATE OR REPLACE FUNCTION cogo.vector_model(
+  p_name text, p_revision text, p_dimension integer, p_base_url text
+) RETURNS cogo.kb_models LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE v_model cogo.kb_models; v_schema text; v_table text;
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('kb_models', 0));
+  SELECT * INTO v_model FROM cogo.kb_models m WHERE (m.name, m.revision, m.dimension) = (p_name, p_revision, p_dimension)
+    AND m.base_url IS NOT DISTINCT FROM p_base_url;
+  IF FOUND THEN RETURN v_model; END IF;
+  v_schema := cogo.pgvector_schema();
+  INSERT INTO cogo.kb_models (name, revision, dimension, base_url, pgvector, serving)
+  VALUES (p_name, p_revision, p_dimension, p_base_url, v_schema, NOT EXISTS (SELECT FROM cogo.kb_models m WHERE m.serving))
+  RETURNING * INTO v_model;
+  v_table := 'kb_vectors_' || v_model.id;
+  EXECUTE format($q$
+    CREATE TABLE cogo.%1$I (
+      id bigint GENERATED ALWAYS AS IDENTITY, repo_id integer NOT NULL,
+      file_id integer NOT NULL REFERENCES cogo.kb_files ON DELETE CASCADE,
+      digest bytea NOT NULL, vector %2$s NOT NULL, PRIMARY KEY (file_id, digest));
+    ALTER TABLE cogo.%1$I ALTER COLUMN vector SET STORAGE PLAIN;
+    CREATE INDEX ON cogo.%1$I (repo_id, id);
+    REVOKE ALL ON cogo.%1$I FROM PUBLIC, anon, authenticated;
+    GRANT ALL ON cogo.%1$I TO service_role $q$,
+    v_table, CASE WHEN v_schema IS NULL THEN 'bytea' ELSE format('%I.halfvec(%s)', v_schema, p_dimension) END);
+  IF v_schema IS NOT NULL THEN
+    EXECUTE format('CREATE INDEX ON cogo.%1$I USING hnsw (vector %2$I.halfvec_ip_ops)', v_table, v_schema);
+  END IF;
+  RETURN v_model;
+END $$;
+
+-- The schema that pgvector is in, installed now if that is possible; NULL without it, or when it is older
+-- than 0.8 (no halfvec, or no scan that goes on until the filter is satisfied).
+CREATE OR REPLACE FUNCTION cogo.pgvector_schema() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE v_schema text; v_version text;
+BEGIN
+  BEGIN
+    IF NOT EXISTS (SELECT FROM pg_catalog.pg_extension e WHERE e.extname = 'vector') THEN
+      EXECUTE format('CREATE EXTENSION vector SCHEMA %I', CASE
+        WHEN to_regnamespace('extensions') IS NOT NULL THEN 'extensions' ELSE 'public' END);
+    END IF;
+  EXCEPTION WHEN OTHERS THEN NULL;  -- not on this server, or not ours to install
+  END;
+  SELECT n.nspname, e.extversion INTO v_schema, v_version FROM pg_catalog.pg_extension e
+  JOIN pg_catalog.pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'vector';
+  IF string_to_array(v_version, '.')::integer[] >= ARRAY[0, 8] THEN RETURN v_schema; END IF;
+  RETURN NULL;
+END $$;
+
+-- A model begins to answer when no chunk lacks its vector. The one that answered before goes with its vectors,
+-- a minute later: a question may be on its way to them. True when p_id answers (already).
+CREATE OR REPLACE FUNCTION cogo.serve_vectors(p_id smallint) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE v_lacking boolean; v_old smallint;
+BEGIN
+  FOR v_old IN DELETE FROM cogo.kb_models m WHERE m.retired_at < cogo.now() - interval '1 minute' RETURNING m.id LOOP
+    EXECUTE format('DROP TABLE cogo.%I', 'kb_vectors_' || v_old);
+  END LOOP;
+  IF EXISTS (SELECT FROM cogo.kb_models m WHERE m.id = p_id AND m.serving) THEN RETURN true; END IF;
+  PERFORM pg_advisory_xact_lock(hashtextextended('kb_models', 0));
+  EXECUTE format($q$SELECT EXISTS (SELECT FROM cogo.kb_chunks c WHERE c.digest IS NOT NULL AND NOT EXISTS (
+    SELECT FROM cogo.%I v WHERE v.file_id = c.file_id AND v.digest = c.digest))$q$, 'kb_vectors_' || p_id) INTO v_lacking;
+  IF v_lacking THEN RETURN false; END IF;
+  UPDATE cogo.kb_models SET serving = false, retired_at = cogo.now() WHERE serving;
+  UPDATE cogo.kb_models SET serving = true, retired_at = NULL WHERE id = p_id;
+  RETURN true;
+END $$;
