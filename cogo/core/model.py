@@ -191,7 +191,7 @@ class Retry(Exception):  # noqa: N818 (control flow, not an error)
     """Raise it to have the message tried again after `after` seconds (None: the lane's backoff).
 
     With `counted=False` the attempt doesn't count, for what is nobody's fault: a server that says when to come
-    again. Such a message is tried until its time to live is over; `after` None then means one second.
+    again. Such a message is tried until its time to live is over, without one for ever; `after` None then means one second.
     """
 
     def __init__(

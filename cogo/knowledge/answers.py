@@ -107,12 +107,11 @@ def _confidence(hit: search.Hit, words: int) -> float:
     """How sure it is that the span is about the question: it has its weighty words, and they weigh in it.
 
     Nearly all of many words found together are evidence also in a long span, where each weighs little. Or it
-    means the same: questions about something else come to a likeness of 0.4 at most, those about the subject to
-    0.44 in nine of ten cases (docs/adr/0009).
+    means the same.
     """
     together = hit.coverage**4 * (1 - 2 / max(words, 2))
     by_words = hit.coverage * max(min(1.0, hit.strength), together)
-    return max(by_words, min(1.0, 2 * (hit.scores.dense or 0.0) - 0.4))
+    return max(by_words, hit.certainty)
 
 
 def essence(question: str) -> str:

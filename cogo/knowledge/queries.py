@@ -196,7 +196,8 @@ SEARCH_BOTH = (
 )
 # The index looks at so many of the nearest, and goes on as long as the filter leaves too few of them.
 NEAR_SETTINGS = """
-SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.iterative_scan', 'strict_order', true)
+SELECT set_config('hnsw.ef_search', %s, true), set_config('hnsw.max_scan_tuples', %s, true),
+  set_config('hnsw.iterative_scan', 'strict_order', true)
 """
 NEAR_PGVECTOR = """
 SELECT v.file_id, v.digest, -(v.vector OPERATOR({pgvector}.<#>) %(vector)s::{pgvector}.halfvec) AS likeness

@@ -64,6 +64,8 @@ class Hit(msgspec.Struct, frozen=True):
     """The score for each unit of the question's weight: how much the span is about these words."""
     by_vectors: bool = False
     """Whether vectors had a say in the score, which then is from 0 to 1."""
+    certainty: float = 0.0
+    """How sure it is by the vectors alone that the span is about the question, from 0 to 1."""
 
 
 Tenants = str | Sequence[str] | None
@@ -88,18 +90,18 @@ async def search(
     near = await vectors.near(db, repos, texts, scope)
     found: list[list[Hit]] = []
     async with db.transaction() as conn:
-        if near is not None:
-            await conn.execute(queries.NEAR_SETTINGS, (str(vectors.NEAREST),))
+        if near is not None and near.table.pgvector is not None:
+            await conn.execute(queries.NEAR_SETTINGS, (str(vectors.NEAREST), str(vectors.MAX_SCANNED)))
         for place, text in enumerate(texts):
             params = _params(text, k, scope, repos)
-            if near is not None:
-                statement = queries.SEARCH_BOTH.format(narrow=narrow, near=near.sql, table=near.table)
-                params |= near.params(place)
-            elif not params["terms"]:
+            if not params["terms"]:
                 found.append([])
                 continue
+            if near is not None:
+                statement = queries.SEARCH_BOTH.format(narrow=narrow, near=near.sql, table=near.table.name)
+                params |= near.params(place)
             rows = await (await conn.execute(statement, params)).fetchall()
-            found.append([_hit(row) for row in rows])
+            found.append([_hit(row, near) for row in rows])
     return found
 
 
@@ -136,12 +138,13 @@ def _params(text: str, k: int, scope: Scope, repos: list[int]) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _hit(row: Mapping[str, Any]) -> Hit:
+def _hit(row: Mapping[str, Any], near: vectors.Near | None) -> Hit:
     score = round(row["score"], 4)
     words, likeness = row.get("words"), row.get("likeness")
     return Hit(
         path=row["path"], start=row["start"], end=row["end"], qualname=row["qualname"], score=score,
         scores=Scores(score if words is None else round(words, 4), likeness if likeness is None else round(likeness, 4)),
         text=row["text"], repo=row["repo"], kind=row["kind"], lang=row["lang"],
-        by_vectors=words is not None, coverage=round(min(row["mass"], 1.0), 4), strength=round(row["strength"], 4),
+        by_vectors=words is not None,
+        certainty=vectors.certainty(near.table.model, likeness) if near and likeness is not None else 0.0, coverage=round(min(row["mass"], 1.0), 4), strength=round(row["strength"], 4),
     )  # fmt: skip

@@ -110,14 +110,14 @@ async def fill(ctx: Context, repo: str, paths: Sequence[str]) -> dict[str, Any]:
     """Give the spans of these files their vectors. Raises Retry where there is no model to make them."""
     model, attached = model_of(ctx), vectors.of(ctx.db)
     if model is None or attached is None:
-        raise Retry(f"no embedder is set up in this process. {local.INSTALL}", after=30)
+        raise Retry(f"no embedder is set up in this process. {local.INSTALL}", after=30, counted=False)
     (repo_id,) = await search.repo_ids(ctx.db, ctx.key.tenant, repo)
     try:
         embedder = attached.embedder(model)
         table = await vectors.table_of(ctx.db, model)
         made, done = await vectors.fill(ctx.db, table, embedder, repo_id, paths, TURN_S)
     except errors.ModelUnavailable as reason:
-        raise Retry(str(reason), after=30) from None
+        raise Retry(str(reason), after=30, counted=False) from None
     if not done:
         await want_vectors(ctx, repo, paths)
     return {"repo": repo, "vectors": made}

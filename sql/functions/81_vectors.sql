@@ -52,14 +52,19 @@ BEGIN
 END $$;
 
 -- A model begins to answer when no chunk lacks its vector. The one that answered before goes with its vectors,
--- a minute later: a question may be on its way to them. True when p_id answers (already).
+-- a minute later or with the first fill after that: a question may be on its way to them. True when p_id answers (already).
 CREATE OR REPLACE FUNCTION cogo.serve_vectors(p_id smallint) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
 DECLARE v_lacking boolean; v_old smallint;
 BEGIN
-  FOR v_old IN DELETE FROM cogo.kb_models m WHERE m.retired_at < cogo.now() - interval '1 minute' RETURNING m.id LOOP
-    EXECUTE format('DROP TABLE cogo.%I', 'kb_vectors_' || v_old);
-  END LOOP;
+  BEGIN
+    PERFORM set_config('lock_timeout', '2s', true);  -- the drop locks kb_files too: better later than a queue behind it
+    FOR v_old IN DELETE FROM cogo.kb_models m WHERE m.id <> p_id AND NOT m.serving
+      AND m.retired_at < cogo.now() - interval '1 minute' RETURNING m.id LOOP
+      EXECUTE format('DROP TABLE cogo.%I', 'kb_vectors_' || v_old);
+    END LOOP;
+  EXCEPTION WHEN lock_not_available THEN NULL;
+  END;
   IF EXISTS (SELECT FROM cogo.kb_models m WHERE m.id = p_id AND m.serving) THEN RETURN true; END IF;
   PERFORM pg_advisory_xact_lock(hashtextextended('kb_models', 0));
   EXECUTE format($q$SELECT EXISTS (SELECT FROM cogo.kb_chunks c WHERE c.digest IS NOT NULL AND NOT EXISTS (

@@ -1,6 +1,6 @@
 -- Vectors of chunks, beside the words that they are found by.
 --
--- Each model has a table of its own (cogo.vector_table() makes it): so a new one fills in the background while
+-- Each model has a table of its own (cogo.vector_model() makes it): so a new one fills in the background while
 -- the old one answers, and is dropped whole. A vector belongs to a file and to the digest of the text that was
 -- embedded, not to a place in the file: an edit leaves the vectors of all other symbols as they are.
 

@@ -159,6 +159,15 @@ async def test_work_that_was_cut_off_goes_on_where_it_was(
     assert await held(database, table) == await chunks(database)
 
 
+@pytest.mark.parametrize("scope", [search.Scope(paths=()), search.Scope(kinds=())], ids=["paths", "kinds"])
+async def test_an_empty_scope_finds_nothing(
+    database: Database, vectored: vectors.Vectors, tmp_path: Path, scope: search.Scope
+) -> None:
+    await index_all(database, write(tmp_path / "harbour"))
+    await filled(database, "harbour")
+    assert await search.search(database, "acme", [BERTH, "???"], 3, scope) == [[], []]
+
+
 @pytest.fixture
 async def server() -> AsyncIterator[FakeServer]:
     async with FakeServer().running() as found:
@@ -184,6 +193,14 @@ async def test_a_new_model_fills_while_the_old_one_answers(
     serving = await attached.serving()
     assert serving is not None
     assert serving.model == new
+    aged = "UPDATE cogo.kb_models SET retired_at = now() - interval '2 minutes' WHERE NOT serving"
+    for model in (old, new):  # back again, though the old one could have gone by now
+        for name in ("one", "two"):
+            await database.execute(aged)
+            await filled(database, name, model)
+        serving = await attached.serving()
+        assert serving is not None
+        assert serving.model == model
     await database.execute(
         "UPDATE cogo.kb_models SET retired_at = now() - interval '2 minutes' WHERE NOT serving"
     )

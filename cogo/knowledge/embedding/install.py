@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import shutil
 import subprocess
 import sys
@@ -119,9 +120,16 @@ def _convert(published: Published, ready: Path) -> None:
     weights = ready / "weights"
     graph = bert.build(bert.read_safetensors(weights), layers=published.layers, heads=published.heads)
     onnx.save(graph, ready / "exact.onnx")
-    quantization.quantize_dynamic(
-        ready / "exact.onnx", ready / "model.onnx", weight_type=quantization.QuantType.QInt8, per_channel=True
-    )
+    logging.disable(logging.WARNING)  # advice for whoever trained the model
+    try:
+        quantization.quantize_dynamic(
+            ready / "exact.onnx",
+            ready / "model.onnx",
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+        )
+    finally:
+        logging.disable(logging.NOTSET)
     (ready / "exact.onnx").unlink()
     weights.unlink()
     manifest = Manifest(published.model, published.files["weights"][1])

@@ -46,9 +46,9 @@ def installed(data_dir: Path, name: str) -> Model | None:
     """What is installed under that name."""
     try:
         text = (folder(data_dir, name) / "model.json").read_bytes()
-    except OSError:
+        return msgspec.json.decode(text, type=Manifest).model
+    except (OSError, msgspec.MsgspecError):
         return None
-    return msgspec.json.decode(text, type=Manifest).model
 
 
 class LocalEmbedder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import msgspec
 
@@ -18,7 +18,7 @@ class Model(msgspec.Struct, frozen=True):
 
     name: str
     """`minilm`, or a model of an OpenAI-compatible server."""
-    dimension: int
+    dimension: Annotated[int, msgspec.Meta(ge=1, le=4_000)]
     revision: str = "1"
     """Changes whenever the same text would get another vector."""
     base_url: str | None = None

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEYS: Final = ("COGO_EMBED_API_KEY", "OPENAI_API_KEY")
-"""Environment names of the key, the first that is set counts. Servers without keys take any."""
+"""Environment names of the key, the first that is set counts; the second is sent to OpenAI alone. Servers without keys take any."""
 BATCH: Final = 128
 TIMEOUT_S: Final = 60.0
 RETRIES: Final = 2
@@ -37,7 +37,9 @@ class RemoteEmbedder:
                 "openai is missing", hint="pip install 'cogo-agents[llm]'"
             ) from None
         self.model = model
-        key = next((os.environ[name] for name in KEYS if os.environ.get(name)), "none")
+        # The address comes from the database: OpenAI's key goes to OpenAI alone.
+        keys = KEYS if str(model.base_url).startswith("https://api.openai.com/") else KEYS[:1]
+        key = next((os.environ[name] for name in keys if os.environ.get(name)), "none")
         self._client = AsyncOpenAI(
             base_url=model.base_url, api_key=key, timeout=TIMEOUT_S, max_retries=RETRIES
         )

@@ -50,7 +50,7 @@ async def search_route(request: Request[Any, Any, Any], data: JSONBody[SearchReq
 def _shown(hit: search.Hit, *, explain: bool) -> dict[str, Any]:
     shown: dict[str, Any] = msgspec.to_builtins(hit)
     if not explain:
-        del shown["coverage"], shown["strength"], shown["by_vectors"]
+        del shown["coverage"], shown["strength"], shown["by_vectors"], shown["certainty"]
     return shown
 
 
