@@ -27,7 +27,20 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
 Runs = dict[tuple[str, str], "Future[Report]"]
 
 
+TRIES = 3
+"""Runs in which a planted bug must show once: what a crash of Postgres loses, for one, is a matter of milliseconds."""
+
+
 def run(kind: str, name: str) -> Report:
+    """A run, judged; of a planted bug the first that shows it."""
+    reports = (run_once(kind, name) for _ in range(TRIES if kind == "--plant" else 1))
+    report = next(reports)
+    while not report.caught and (another := next(reports, None)) is not None:
+        report = another
+    return report
+
+
+def run_once(kind: str, name: str) -> Report:
     """One run, judged; what it wrote to stderr when it broke down."""
     argv = [sys.executable, str(RUN), kind, name, "--json"]
     ran = subprocess.run(argv, capture_output=True, text=True, timeout=RUN_S, check=False)
