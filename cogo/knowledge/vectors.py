@@ -12,7 +12,8 @@ import math
 import re
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
@@ -167,6 +168,14 @@ def attach(db: Database, data_dir: Path) -> Vectors:
     return _ATTACHED.setdefault(db, Vectors(db, data_dir))
 
 
+@asynccontextmanager
+async def attached(db: Database, data_dir: Path) -> AsyncIterator[None]:
+    """The same for the life of a process: at its end the embedders are closed."""
+    found = attach(db, data_dir)
+    yield
+    await found.aclose()
+
+
 def of(db: Database) -> Vectors | None:
     """What was attached to this database."""
     return _ATTACHED.get(db)
@@ -189,8 +198,8 @@ class Near(msgspec.Struct, frozen=True):
 
 async def near(db: Database, repos: Sequence[int], texts: Sequence[str], scope: Scope) -> Near | None:
     """How to find the nearest chunks to these questions; None where words alone must do."""
-    attached = of(db)
-    if attached is None or (found := await attached.of_questions(texts)) is None:
+    known = of(db)
+    if known is None or (found := await known.of_questions(texts)) is None:
         return None
     table, questions = found
     narrow = (queries.NEAR_PATHS if scope.paths is not None else "") + (
@@ -199,7 +208,7 @@ async def near(db: Database, repos: Sequence[int], texts: Sequence[str], scope: 
     if table.pgvector is not None:
         sql = queries.NEAR_PGVECTOR.format(table=table.name, pgvector=_quoted(table.pgvector), narrow=narrow)
         return Near(sql, table, [{"vector": literal(row), "nearest": NEAREST} for row in questions])
-    matrix = await attached.matrix(table, repos, narrow, scope)
+    matrix = await known.matrix(table, repos, narrow, scope)
     return Near(queries.NEAR_GIVEN, table, await anyio.to_thread.run_sync(matrix.nearest, questions))
 
 

@@ -7,8 +7,8 @@ batch that is indexed can be found, and sends a message of lower priority for it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,12 +132,9 @@ def _batches(paths: Sequence[str]) -> list[Sequence[str]]:
 
 
 @hookimpl
-@asynccontextmanager
-async def cogo_lifespan(runtime: Runtime) -> AsyncIterator[None]:
+def cogo_lifespan(runtime: Runtime) -> AbstractAsyncContextManager[None]:
     """Questions and texts are embedded by the same models, from the same data home."""
-    attached = vectors.attach(runtime.db, runtime.settings.data_dir)
-    yield
-    await attached.aclose()
+    return vectors.attached(runtime.db, runtime.settings.data_dir)
 
 
 @hookimpl

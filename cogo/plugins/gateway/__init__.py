@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Annotated, Any
 
 import msgspec
@@ -34,12 +34,9 @@ def cogo_role() -> Role:
 
 
 @hookimpl
-@asynccontextmanager
-async def cogo_lifespan(runtime: Runtime) -> AsyncIterator[None]:
+def cogo_lifespan(runtime: Runtime) -> AbstractAsyncContextManager[None]:
     """Questions are embedded with the model that the index's vectors come from."""
-    attached = vectors.attach(runtime.db, runtime.settings.data_dir)
-    yield
-    await attached.aclose()
+    return vectors.attached(runtime.db, runtime.settings.data_dir)
 
 
 @hookimpl
