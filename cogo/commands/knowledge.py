@@ -31,6 +31,7 @@ async def index(path: Path, *, name: str | None, tenant: str, as_json: bool) -> 
 
     Its documents and code go to rag/embed, its import graph to kg/build; indexing it again only looks at
     what has changed. A process that serves those roles must run.
+    It ends when all can be found by its words; where a model is installed, vectors follow behind.
     """
     import cogo
 

@@ -147,7 +147,7 @@ async def totals(bus: Bus, repo: str, tenant: str, graph: dict[str, Any], elapse
 
 
 async def until_ended(bus: Bus, trace_ids: Sequence[str], update: Update) -> None:
-    """Return when every message of these traces has ended. Raises WorkFailed unless all ended as done."""
+    """Return when every message of these traces has ended but those for vectors. Raises WorkFailed unless all ended as done."""
     pause_s = 0.02
     while True:
         rows = await patient(

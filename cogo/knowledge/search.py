@@ -86,8 +86,11 @@ async def search(
     narrow = (queries.NARROW_PATHS if scope.paths is not None else "") + (
         queries.NARROW_KINDS if scope.kinds is not None else ""
     )
-    statement = queries.SEARCH.format(narrow=narrow)
     near = await vectors.near(db, repos, texts, scope)
+    if near is None:
+        statement = queries.SEARCH.format(narrow=narrow)
+    else:
+        statement = queries.SEARCH_BOTH.format(narrow=narrow, near=near.sql, table=near.table.name)
     found: list[list[Hit]] = []
     async with db.transaction() as conn:
         if near is not None and near.table.pgvector is not None:
@@ -98,7 +101,6 @@ async def search(
                 found.append([])
                 continue
             if near is not None:
-                statement = queries.SEARCH_BOTH.format(narrow=narrow, near=near.sql, table=near.table.name)
                 params |= near.params(place)
             rows = await (await conn.execute(statement, params)).fetchall()
             found.append([_hit(row, near) for row in rows])
@@ -140,11 +142,15 @@ def _params(text: str, k: int, scope: Scope, repos: list[int]) -> dict[str, Any]
 
 def _hit(row: Mapping[str, Any], near: vectors.Near | None) -> Hit:
     score = round(row["score"], 4)
-    words, likeness = row.get("words"), row.get("likeness")
+    if near is None:
+        scores, certainty = Scores(score), 0.0
+    else:
+        likeness = row["likeness"]
+        scores = Scores(round(row["words"], 4), None if likeness is None else round(likeness, 4))
+        certainty = 0.0 if likeness is None else vectors.certainty(near.table.model, likeness)
     return Hit(
-        path=row["path"], start=row["start"], end=row["end"], qualname=row["qualname"], score=score,
-        scores=Scores(score if words is None else round(words, 4), likeness if likeness is None else round(likeness, 4)),
+        path=row["path"], start=row["start"], end=row["end"], qualname=row["qualname"], score=score, scores=scores,
         text=row["text"], repo=row["repo"], kind=row["kind"], lang=row["lang"],
-        by_vectors=words is not None,
-        certainty=vectors.certainty(near.table.model, likeness) if near and likeness is not None else 0.0, coverage=round(min(row["mass"], 1.0), 4), strength=round(row["strength"], 4),
+        coverage=round(min(row["mass"], 1.0), 4), strength=round(row["strength"], 4),
+        by_vectors=near is not None, certainty=certainty,
     )  # fmt: skip

@@ -64,7 +64,7 @@ def terms(text: str) -> list[str]:
     if not text.isascii():
         text = _fold(text)
     found: list[str] = []
-    for word in _WORD.findall(text):
+    for word in pieces(text):
         if word.isascii():
             term = _term(word)
             if term:
@@ -72,6 +72,11 @@ def terms(text: str) -> list[str]:
         else:
             found.extend(_foreign(word.lower()))
     return found
+
+
+def pieces(text: str) -> list[str]:
+    """The words that identifiers and prose are made of, as they are written."""
+    return _WORD.findall(text)
 
 
 def _fold(text: str) -> str:

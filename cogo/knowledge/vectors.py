@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import re
 import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +22,7 @@ import msgspec
 
 from cogo import errors
 
-from . import queries
+from . import queries, tokens
 from .embedding import Embedder, Model, local, open_embedder
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ PATIENCE_EACH_S: Final = 0.05
 MAX_SCANNED: Final = 100_000
 """Vectors of others that the index passes over while it looks for those of a scope."""
 _log = logging.getLogger("cogo.knowledge")
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W0-9A-Za-z_]+")
 
 
 def embedded_text(path: str, kind: str, qualname: str, text: str) -> str:
@@ -57,7 +55,7 @@ def embedded_text(path: str, kind: str, qualname: str, text: str) -> str:
     if kind == "section":
         return f"{qualname}\n{text}"[:TEXT_MAX]
     place = f"{PurePosixPath(path).with_suffix('')} {qualname}"
-    return f"{' '.join(_WORD.findall(place)).lower()}\n{text[:TEXT_MAX]}"
+    return f"{' '.join(tokens.pieces(place)).lower()}\n{text[:TEXT_MAX]}"
 
 
 def digest(path: str, kind: str, qualname: str, text: str) -> bytes:
@@ -80,7 +78,6 @@ class Table(msgspec.Struct, frozen=True):
     id: int
     model: Model
     pgvector: str | None
-    serving: bool
 
     @property
     def name(self) -> str:
@@ -289,7 +286,7 @@ async def fill(
 
 def _table(row: dict[str, Any]) -> Table:
     model = Model(row["name"], row["dimension"], row["revision"], row["base_url"])
-    return Table(row["id"], model, row["pgvector"], row["serving"])
+    return Table(row["id"], model, row["pgvector"])
 
 
 def _quoted(name: str) -> str:

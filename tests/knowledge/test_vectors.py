@@ -249,9 +249,7 @@ async def test_words_come_first_and_vectors_after(database: Database, tmp_path: 
     ((_, batch),) = sent.sent
     await run_role(role, batch, tenant="acme", db=database, into=sent)
     _, (lane, task) = sent.sent
-    assert (lane, task["vectors"], task["repo"]) == ("rag/embed/0", True, "harbour") or lane.startswith(
-        "rag/embed"
-    )
+    assert (lane, task["vectors"], task["repo"]) == ("rag/embed/0@acme", True, "harbour")
     done = await run_role(role, task, tenant="acme", db=database)
     assert done == {"repo": "harbour", "vectors": len(await chunks(database))}
     again = await run_role(role, task, tenant="acme", db=database)

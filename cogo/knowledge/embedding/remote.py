@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -23,7 +24,6 @@ TIMEOUT_S: Final = 60.0
 RETRIES: Final = 2
 """Of the client, at once and after what the server asks for. Then the message is put off."""
 PUT_OFF_S: Final = 20.0
-TOO_MANY, NOT_THERE = 429, 500
 
 
 class RemoteEmbedder:
@@ -66,7 +66,10 @@ class RemoteEmbedder:
                 model=self.model.name, input=given, encoding_format="float"
             )
         except openai.APIStatusError as error:
-            if error.status_code == TOO_MANY or error.status_code >= NOT_THERE:
+            if (
+                error.status_code == HTTPStatus.TOO_MANY_REQUESTS
+                or error.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            ):
                 why = f"the server of {self.model.name} answers {error.status_code}"
                 raise Retry(why, after=_retry_after(error.response), counted=False) from None
             raise errors.ModelUnavailable(
