@@ -1,0 +1,76 @@
+"""Syntax trees of many languages, by tree-sitter: one wheel per grammar, imported when it is first needed.
+
+Trees are made of bytes and never fail: what can't be parsed is an ERROR node between what can. Parsers are
+kept per thread, since one parser can do one parse at a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tree_sitter import Language, Node, Query, Tree
+
+# Language -> module of the wheel, function in it.
+_GRAMMARS = {
+    "python": ("tree_sitter_python", "language"),
+    "javascript": ("tree_sitter_javascript", "language"),
+    "typescript": ("tree_sitter_typescript", "language_typescript"),
+    "tsx": ("tree_sitter_typescript", "language_tsx"),
+    "go": ("tree_sitter_go", "language"),
+    "rust": ("tree_sitter_rust", "language"),
+    "java": ("tree_sitter_java", "language"),
+    "sql": ("tree_sitter_sql", "language"),
+    "markdown": ("tree_sitter_markdown", "language"),
+}
+_parsers = threading.local()
+
+
+def known(language: str) -> bool:
+    """Whether there is a grammar."""
+    return language in _GRAMMARS
+
+
+@lru_cache
+def grammar(language: str) -> Language:
+    """Raises KeyError for a language without a grammar."""
+    from tree_sitter import Language
+
+    module, function = _GRAMMARS[language]
+    return Language(getattr(importlib.import_module(module), function)())
+
+
+@lru_cache
+def query(language: str, source: str) -> Query:
+    """A compiled query: patterns of nodes whose parts have names."""
+    from tree_sitter import Query
+
+    return Query(grammar(language), source)
+
+
+def parse(language: str, text: bytes) -> Tree:
+    """The tree of a text, in UTF-8."""
+    from tree_sitter import Parser
+
+    parser: Parser | None = getattr(_parsers, language, None)
+    if parser is None:
+        parser = Parser(grammar(language))
+        setattr(_parsers, language, parser)
+    return parser.parse(text)
+
+
+def captures(query: Query, node: Node) -> dict[str, list[Node]]:
+    """The named parts of all matches below a node, by name, in the order of the text."""
+    from tree_sitter import QueryCursor
+
+    return QueryCursor(query).captures(node)
+
+
+def matches(query: Query, node: Node) -> list[tuple[int, dict[str, list[Node]]]]:
+    """All matches below a node: (number of the pattern, its named parts)."""
+    from tree_sitter import QueryCursor
+
+    return QueryCursor(query).matches(node)
