@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import graph_queries, queries, search, tokens
+from . import queries, search, tokens
+from .graph import queries as graph_queries
 
 if TYPE_CHECKING:
     from cogo import Database

@@ -19,7 +19,8 @@ SELECT r.tenant, r.name AS repo, r.root, coalesce(f.files, 0) AS files, coalesce
 FROM cogo.kb_repos r
 LEFT JOIN LATERAL (SELECT count(*) AS files, sum(n_chunks)::bigint AS chunks, max(indexed_at) AS indexed_at
                    FROM cogo.kb_files WHERE repo_id = r.id) f ON true
-LEFT JOIN LATERAL (SELECT count(*) AS modules FROM cogo.kg_files WHERE repo_id = r.id) g ON true
+LEFT JOIN LATERAL (SELECT count(*) AS modules FROM cogo.kg_files
+                   WHERE repo_id = r.id AND lang NOT IN ('markdown', 'rst')) g ON true
 WHERE %(tenants)s::text[] IS NULL OR r.tenant = ANY (%(tenants)s)
 ORDER BY r.tenant, r.name
 """

@@ -135,11 +135,10 @@ def _git_files(root: Path) -> list[str]:
 
 def _walk(root: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if _wanted_folder(here / name))
-        for name in files:
-            if not name.startswith("."):
-                yield (here / name).relative_to(root).as_posix()
+        folders[:] = sorted(name for name in folders if _wanted_folder(Path(folder, name)))
+        place = os.path.relpath(folder, root).replace(os.sep, "/")
+        before = "" if place == "." else f"{place}/"
+        yield from (before + name for name in files if not name.startswith("."))
 
 
 def _wanted_folder(path: Path) -> bool:
@@ -200,14 +199,14 @@ def _bytes(root: Path, path: str, size_max: int) -> bytes:
         raise Skip("not a file" if isinstance(error, IsADirectoryError) else "unreadable") from None
 
 
-def _below(root: Path, path: str) -> Path:
+def _below(root: Path, path: str) -> str:
     parts = PurePosixPath(path)
     if parts.is_absolute() or ".." in parts.parts or "\0" in path or not parts.name:
         raise Skip("outside")
     try:
-        full = (root / parts).resolve()
-    except (OSError, RuntimeError):
+        full = os.path.realpath(f"{root}/{path}")
+    except (OSError, ValueError):
         raise Skip("unreadable") from None
-    if not full.is_relative_to(root):
+    if not full.startswith(f"{root}/"):
         raise Skip("outside")
     return full

@@ -9,17 +9,18 @@ import grimp
 import pytest
 from knowledge_hands import write
 
-from cogo.knowledge import facts, scan
+from cogo.knowledge import scan
+from cogo.knowledge.graph import facts, modules, python
 
 
 def module(root: Path, path: str) -> facts.Module:
-    return facts.Modules(root).of(path)
+    return modules.Modules(root).of(path)
 
 
 def read_all(root: Path) -> list[facts.Facts]:
-    modules = facts.Modules(root)
+    named = modules.Modules(root)
     paths = [path for path in scan.list_files(root) if path.endswith(".py")]
-    return [facts.read(modules.of(p), p, scan.read_file(root, p, as_code=True).text) for p in paths]
+    return [python.read(named.of(p), p, scan.read_file(root, p, as_code=True).text) for p in paths]
 
 
 def import_edges(found: list[facts.Facts]) -> set[tuple[str, str]]:
@@ -81,7 +82,7 @@ def test_no_other_name_is_shorter_than_the_real_one(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_no_python_is_a_module_without_facts() -> None:
-    found = facts.read(facts.Module("m", True, False, "", ()), "m.py", "def (:\n")
+    found = python.read(facts.Module("m", True, False, "", ()), "m.py", "def (:\n")
     assert [node.kind for node in found.nodes] == ["module"]
     assert found.note is not None
 
@@ -91,7 +92,7 @@ def test_bases_are_named_through_imports() -> None:
         "import a.b as ab\nfrom .c import D as E\nfrom x import *\n"
         "class One(ab.Base[int], E): ...\nclass Two(One, Star, metaclass=M): ...\nclass Three(make()): ...\n"
     )
-    found = facts.read(facts.Module("pkg.m", True, False, "", ()), "pkg/m.py", text)
+    found = python.read(facts.Module("pkg.m", True, False, "", ()), "pkg/m.py", text)
     bases = {(found.nodes[r.src].qualname, r.names) for r in found.references if r.kind == "inherits"}
     assert bases == {
         ("pkg.m.One", ("a.b.Base",)),

@@ -10,7 +10,8 @@ import pytest
 from knowledge_hands import FILES, build_graph, write
 
 from cogo import Database, errors
-from cogo.knowledge import graph, graph_queries
+from cogo.knowledge import graph
+from cogo.knowledge.graph import queries as graph_queries
 
 
 async def edges(db: Database, repo: int, kind: str = "imports") -> set[tuple[str, str]]:
@@ -33,12 +34,12 @@ async def test_stored_import_edges_equal_grimps(database: Database, name: str) -
 
 async def test_the_graph_of_a_small_package(database: Database, tmp_path: Path) -> None:
     repo, built = await build_graph(database, write(tmp_path / "harbour"))
-    assert built.changed == 3
+    assert built.changed == 4  # three modules and the README
     assert await edges(database, repo) == {("harbour", "harbour.ledger"), ("harbour.fees", "harbour")}
     assert await edges(database, repo, "inherits") == {("harbour.fees.Special", "harbour.ledger.Ledger")}
     assert ("harbour.ledger.Ledger", "harbour.ledger.Ledger.settle") in await edges(database, repo, "defines")
     report = await graph.report(database, repo)
-    assert report.nodes == {"package": 1, "module": 2, "class": 2, "function": 2}
+    assert report.nodes == {"package": 1, "module": 2, "class": 2, "function": 2, "section": 3}
     assert (report.edges["imports"], report.cycles) == (2, [])
     assert report.most_imported[0] == ("harbour", 1)
 
@@ -110,15 +111,15 @@ async def test_two_packages_of_one_name_keep_to_their_own(database: Database, tm
 
 async def test_who_imports_what(database: Database, tmp_path: Path) -> None:
     repo, _ = await build_graph(database, write(tmp_path / "harbour"))
-    wanted = [{"name": "harbour.fees", "path": "harbour/fees.py", "line": 3, "confidence": "exact"}]
+    where = {"name": "harbour.fees", "kind": "module", "path": "harbour/fees.py", "line": 3}
+    wanted = [{**where, "confidence": "exact"}]
     for name in ("harbour", "harbour/__init__.py"):
         assert await graph.importers(database, repo, name) == wanted
     assert [row["name"] for row in await graph.imports(database, repo, "harbour.fees.nightly_fee")] == [
         "harbour"
     ]
-    assert await graph.path(database, repo, "harbour.fees", "harbour.ledger") == [
-        "harbour.fees", "harbour", "harbour.ledger",
-    ]  # fmt: skip
+    way = await graph.path(database, repo, "harbour.fees", "harbour.ledger")
+    assert [step["name"] for step in way] == ["harbour.fees", "harbour", "harbour.ledger"]
     assert await graph.path(database, repo, "harbour.ledger", "harbour.fees") == []
     with pytest.raises(errors.NotFound):
         await graph.importers(database, repo, "harbour.nothing")

@@ -103,14 +103,15 @@ async def test_the_graph_answers(client: httpx.AsyncClient) -> None:
         return await client.get(f"/api/kg/{verb}", params={"repo": "harbour", **params})
 
     importers = (await get("importers", name="harbour.ledger")).json()["importers"]
-    assert importers == [{"name": "harbour", "path": "harbour/__init__.py", "line": 3, "confidence": "exact"}]
+    where = {"name": "harbour", "kind": "package", "path": "harbour/__init__.py", "line": 3}
+    assert importers == [{**where, "confidence": "exact"}]
     assert [row["name"] for row in (await get("imports", name="harbour/fees.py")).json()["imports"]] == [
         "harbour"
     ]
     path = (await get("path", name="harbour.fees", to="harbour.ledger")).json()["path"]
-    assert path == ["harbour.fees", "harbour", "harbour.ledger"]
+    assert [step["name"] for step in path] == ["harbour.fees", "harbour", "harbour.ledger"]
     report = (await get("report")).json()
-    assert (report["files"], report["edges"]["imports"], report["cycles"]) == (3, 2, [])
+    assert (report["files"], report["edges"]["imports"], report["cycles"]) == (4, 2, [])
     assert (await get("importers", name="nothing.here")).status_code == 404
     assert (await get("importers")).status_code == 422
     assert (await client.get("/api/kg/report", params={"repo": "x"})).status_code == 404

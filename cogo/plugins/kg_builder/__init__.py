@@ -19,10 +19,11 @@ class KgBuilderSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class Build(msgspec.Struct, frozen=True):
-    """A folder whose Python code the graph is to show as it is now."""
+    """A folder that the graph is to show as it is now; with `paths`, only these files of it have changed."""
 
     root: str
     repo: str | None = None
+    paths: list[str] | None = None
 
 
 async def build(task: Build, ctx: Context) -> dict[str, Any]:
@@ -31,12 +32,20 @@ async def build(task: Build, ctx: Context) -> dict[str, Any]:
     root = scan.open_root(task.root, within=settings.roots if ctx.assignment else None)
     name = task.repo or root.name
     repo = await index.open_repo(ctx.db, ctx.key.tenant, name, str(root), move=True)
-    built = await graph.build(ctx.db, repo, root)
+    built = await graph.build(ctx.db, repo, root, task.paths)
     report = await graph.report(ctx.db, repo.id)
     return {
         "repo": name, "files": report.files, "nodes": sum(report.nodes.values()),
         "edges": sum(report.edges.values()), "changed": built.changed, "removed": built.removed,
-        "notes": built.notes, "report": msgspec.to_builtins(report),
+        "notes": built.notes, "report": summary(report),
+    }  # fmt: skip
+
+
+def summary(found: graph.Report) -> dict[str, Any]:
+    """What fits into a result; `/api/kg/report` has all of it."""
+    return {
+        "nodes": found.nodes, "edges": found.edges, "unresolved": found.unresolved, "cycles": len(found.cycles),
+        "layers": len(found.layers), "most_imported": found.most_imported,
     }  # fmt: skip
 
 

@@ -1,0 +1,124 @@
+"""The files of a folder that the graph knows how to read, as facts."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import msgspec
+
+from .. import scan
+from . import documents, python, script
+from .facts import Facts, Module, Reference
+from .modules import Modules
+
+VERSION: Final = b"2"
+"""Part of every file's digest: what is read otherwise than before counts as changed."""
+PACKAGES_MAX: Final = 1_000
+_TEST: Final = re.compile(
+    r"(^|/)(tests?|testing|__tests__|spec)/|(^|/)(test_[^/]*|[^/]*[_.](test|spec)|conftest)\.\w+$"
+)
+_DOCUMENTS: Final = (".md", ".markdown", ".rst")
+
+
+class Changed(msgspec.Struct, frozen=True):
+    """A file as it is now."""
+
+    facts: Facts
+    digest: bytes
+
+
+def changed(
+    root: Path, known: Mapping[str, bytes], paths: Sequence[str] | None = None
+) -> tuple[list[Changed], list[str]]:
+    """New and changed files below the root, and the known paths that are gone; with `paths`, among these only.
+
+    What a file is called depends on some files around it: when one of those changes, all are looked at.
+    """
+    if paths is not None and any(
+        PurePosixPath(path).name in ("__init__.py", "package.json") for path in paths
+    ):
+        paths = None
+    listed = scan.list_files(root)
+    folder = _Folder(root, listed)
+    found, present = list[Changed](), set[str]()
+    for path in listed if paths is None else sorted(set(listed) & set(paths)):
+        reader = folder.reader(path)
+        if reader is None:
+            continue
+        try:
+            read = scan.read_file(root, path, as_code=not path.endswith(_DOCUMENTS))
+        except scan.Skip:
+            continue
+        present.add(path)
+        digest = hashlib.blake2b(read.digest + VERSION + msgspec.json.encode(reader), digest_size=16).digest()
+        if known.get(path) != digest:
+            found.append(Changed(reader.read(path, read.text), digest))
+    expected = known.keys() if paths is None else known.keys() & set(paths)
+    return found, sorted(expected - present)
+
+
+class _Reader(msgspec.Struct, frozen=True):
+    """How a file is read: with all that its facts depend on besides its content."""
+
+    module: Module
+    is_test: bool
+    packages: dict[str, str] | None = None
+    """The repository's own npm packages: names and folders."""
+
+    def read(self, path: str, text: str) -> Facts:
+        if path.endswith(".py"):
+            facts = python.read(self.module, path, text)
+        elif path.endswith(_DOCUMENTS):
+            facts = documents.read(self.module, path, text)
+        else:
+            facts = script.read(self.module, path, text, self.packages)
+        if not self.is_test:
+            return facts
+        return msgspec.structs.replace(facts, is_test=True, references=list(_tested(facts.references)))
+
+
+class _Folder:
+    def __init__(self, root: Path, listed: Sequence[str]) -> None:
+        self.modules = Modules(root)
+        self.packages = _packages(root, listed)
+
+    def reader(self, path: str) -> _Reader | None:
+        """None for a file of another kind. What a .pyi says, the module says again."""
+        is_test = _TEST.search(path) is not None
+        if path.endswith(".py"):
+            return _Reader(self.modules.of(path), is_test)
+        if path.endswith(_DOCUMENTS):
+            return _Reader(documents.named(path), is_test)
+        if path.endswith(tuple(script.ENDINGS)):
+            return _Reader(script.named(path), is_test, self.packages)
+        return None
+
+
+def _packages(root: Path, listed: Sequence[str]) -> dict[str, str]:
+    found = dict[str, str]()
+    for path in [path for path in listed if PurePosixPath(path).name == "package.json"][:PACKAGES_MAX]:
+        try:
+            name = msgspec.json.decode(scan.read_file(root, path).text, type=_Package).name
+        except (scan.Skip, msgspec.MsgspecError):
+            continue
+        if name:
+            found[name] = str(PurePosixPath(path).parent)
+    return found
+
+
+class _Package(msgspec.Struct):
+    name: str | None = None
+
+
+def _tested(references: Sequence[Reference]) -> Iterator[Reference]:
+    """What a test calls or uses it tests, if that is no test itself."""
+    seen = set[tuple[int, tuple[str, ...]]]()
+    for each in references:
+        yield each
+        if each.kind in ("calls", "references") and (each.src, each.names) not in seen:
+            seen.add((each.src, each.names))
+            yield Reference(each.src, "tests", each.names, each.line)
