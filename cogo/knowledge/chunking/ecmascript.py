@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
-
-from msgspec.structs import replace
 
 from .walk import Found, field, present, text_of
 
@@ -30,6 +29,7 @@ _WRAPPERS = frozenset({
     "parenthesized_expression", "as_expression", "satisfies_expression", "non_null_expression", "type_assertion",
 })  # fmt: skip
 _EXPORTS = re.compile(r"^(module\.)?exports(\.|$)")
+_TYPE_NAME = re.compile(r"[A-Z][A-Z0-9]*[a-z]")
 _PATH = re.compile(r"[\w$]+(\.[\w$]+)*")
 
 
@@ -150,10 +150,12 @@ def _makes_function(value: Node) -> bool:
             return False
         while called.type == "call_expression" and (inner := field(called, "function")) is not None:
             called = inner
-        inner = next((e for e in given.named_children if e.type in (*_FUNCTION_VALUES, "call_expression")), None)
+        inner = next(
+            (e for e in given.named_children if e.type in (*_FUNCTION_VALUES, "call_expression")), None
+        )
         if inner is None:
             return False
-        if not (called.type == "identifier" or text_of(called)[:1].isupper()):
+        if not (called.type == "identifier" or _TYPE_NAME.match(text_of(called))):
             body = field(inner, "body")
             return body is not None and body.type == "statement_block"
         value = inner

@@ -46,7 +46,9 @@ def _go(node: Node) -> Found | None:
             return Found("function", text_of(field(node, "name")))
         case "method_declaration":
             receiver = text_of(field(node, "receiver")).strip("() ").split("[")[0].split()
-            return Found("method", f"{receiver[-1].lstrip('*') if receiver else ''}.{text_of(field(node, 'name'))}")
+            return Found(
+                "method", f"{receiver[-1].lstrip('*') if receiver else ''}.{text_of(field(node, 'name'))}"
+            )
         case "type_declaration":
             specs = [each for each in node.named_children if each.type in ("type_spec", "type_alias")]
             return _go(specs[0]) if len(specs) == 1 else Found("", inside=(node,))

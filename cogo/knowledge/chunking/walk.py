@@ -7,9 +7,8 @@ the text, so that ten thousand nested brackets are ten thousand turns of a loop.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from .spans import Owner, own
 
@@ -24,7 +23,8 @@ NAME_MAX = 120
 _ABOVE = frozenset({"comment", "line_comment", "block_comment", "marginalia", "decorator", "attribute_item"})
 
 
-class Found(msgspec.Struct, frozen=True):
+@dataclass(frozen=True)
+class Found:
     """A definition, or with an empty kind something that is only looked into."""
 
     kind: str
