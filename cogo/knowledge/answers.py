@@ -192,7 +192,7 @@ def _best_lines(
 
 def _plain(quote: str, limit: int) -> str:
     """A quote as running text, without comment signs and docstring quotes, cut to the limit."""
-    words = " ".join(filter(None, (_MARKS.sub("", line).strip() for line in quote.split("\n"))))
+    words = " ".join(filter(None, (_MARKS.sub("", line.strip()).strip() for line in quote.split("\n"))))
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
 

@@ -282,7 +282,10 @@ def test_the_signature_is_what_stands_before_the_body(
 
 
 async def test_code_of_other_languages_is_found_by_its_symbols(database: Database, tmp_path: Path) -> None:
-    files = {"src/lock.ts": TYPESCRIPT, "boat.java": JAVA, "Main.kt": "fun main() {}\n", "a.json": "{}\n"}
+    files = {"boat.java": JAVA, "Main.kt": "fun main() {}\n", "a.json": "{}\n"}
+    files["src/lock.ts"] = TYPESCRIPT.replace(
+        " * Opens the lock.", " * Raises the padlock\n * after the tide."
+    )
     files["src/boat.go"] = GO.replace("Moor ties it", "Moor fastens the vessel to the quay with two ropes")
     root = scan.open_root(str(write(tmp_path / "locks", files)))
     repo = await index.open_repo(database, "acme", "locks", str(root))
@@ -298,6 +301,8 @@ async def test_code_of_other_languages_is_found_by_its_symbols(database: Databas
         method `Boat.Moor` [src/boat.go:17-20]: func (b *Boat[T]) Moor() error
           says [src/boat.go:17-17]: Moor fastens the vessel to the quay with two ropes."""
     )
+    found = await answers.answer(database, "acme", "What raises a padlock after the tide?", repo="locks")
+    assert "says [src/lock.ts:4-5]: Raises the padlock after the tide." in found.answer
     # The brackets that close a class are there, and can't be found.
     silent = await database.fetch("SELECT text FROM cogo.kb_chunks WHERE digest IS NULL")
     assert silent
