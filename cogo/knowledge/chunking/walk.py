@@ -41,9 +41,9 @@ Look = Callable[["Node"], Found | None]
 
 def own_tree(root: Node, look: Look, owners: list[Owner]) -> None:
     """Write each definition's owner over its lines, with the comments and attributes directly above it."""
-    todo = [(root, owners[0])] if owners else []
-    while todo:
-        parent, owner = todo.pop()
+    ahead = [(root, owners[0])] if owners else []
+    while ahead:
+        parent, owner = ahead.pop()
         # The row where the comments above begin, the one where they bind, and the one that ends what was before.
         first, bound, taken = 0, -1, -1 if parent is root else parent.start_point.row
         before: tuple[Found, Owner] | None = None
@@ -62,7 +62,7 @@ def own_tree(root: Node, look: Look, owners: list[Owner]) -> None:
                     if before is not None and before[0].is_signature and before[1] == inner:
                         first, inner = taken + 1, before[1]
                     own(owners, inner, first, end)
-                todo.extend((each, inner) for each in found.inside)
+                ahead.extend((each, inner) for each in found.inside)
             before = None if found is None else (found, inner)
             bound, taken = -1, end
 
