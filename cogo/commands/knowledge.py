@@ -48,6 +48,8 @@ async def index(path: Path, *, name: str | None, tenant: str, as_json: bool) -> 
             f"{indexed.files} files, {indexed.chunks} spans, {indexed.nodes} nodes, {indexed.edges} edges "
             f"in {duration(indexed.elapsed_ms)}"
         )
+        if indexed.unparsed:
+            say(f"{sum(indexed.unparsed.values())} files cut into lines: {', '.join(indexed.unparsed)}")
 
 
 @command(

@@ -65,6 +65,8 @@ class Indexed(msgspec.Struct):
     nodes: int = 0
     edges: int = 0
     elapsed_ms: float = 0.0
+    unparsed: dict[str, int] = {}
+    """Files in programming languages without a grammar, by language: they are cut into lines."""
 
 
 async def patient(act: Callable[[], Awaitable[T]], *, on_wait: Callable[[str], None] | None = None) -> T:
@@ -134,7 +136,10 @@ async def index_folder(
     await until_ended(bus, trace_ids, update)
     elapsed_ms = round((time.monotonic() - began) * 1000, 1)
     graph = await whole_value(bus, await patient(partial(bus.peek, ids["kg"])))
-    return await totals(bus, name, tenant, graph, elapsed_ms), trace_ids
+    indexed = await totals(bus, name, tenant, graph, elapsed_ms)
+    scan = await whole_value(bus, await patient(partial(bus.peek, ids["rag"])))
+    indexed.unparsed = scan.get("unparsed", {})
+    return indexed, trace_ids
 
 
 async def totals(bus: Bus, repo: str, tenant: str, graph: dict[str, Any], elapsed_ms: float) -> Indexed:

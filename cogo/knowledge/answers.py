@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import queries, search, tokens
+from . import queries, search, signatures, tokens
 from .graph import queries as graph_queries
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ NEAR = 0.6
 """Hits count as answers from this share of the best one's weight."""
 QUOTE_MAX = 500
 SIGNATURE_MAX, TEXT_MAX = 160, 300
-SIGNATURE_LINES = 30
+CODE = frozenset({"function", "method", "class"})
 DOCSTRING_BONUS = 1.0
 WINDOW = 3
 IMPORTERS_SHOWN = 2
@@ -43,8 +43,7 @@ _ASKING = tokens.words(
     defined define located live lives say says said written true"""
 )
 _ASKING_KOREAN = ("어디", "무엇", "무슨", "어떻", "어떤", "누가", "누구", "언제", "왜", "입니까")
-_DEF = re.compile(r"\s*(async\s+def|def|class)\b")
-_MARKS = re.compile(r'^(#+|[*>|-]+)\s+|[rbuf]?"""|[rbuf]?\'\'\'')
+_MARKS = re.compile(r'^(#+|[*>|-]+)\s+|^//[/!]*\s*|^/\*[*!]*\s*|\s*\*+/$|^\*$|[rbuf]?"""|[rbuf]?\'\'\'')
 
 
 class Citation(msgspec.Struct, frozen=True):
@@ -133,14 +132,19 @@ def _distinct(hits: Any) -> list[search.Hit]:
 def _statement(hit: search.Hit, weights: dict[str, float]) -> tuple[list[str], list[Citation]]:
     """What a hit says: the symbol with its signature, and the lines that answer best."""
     lines = hit.text.split("\n")
-    head = _signature(lines)
+    head = signatures.signature(lines, hit.lang, hit.qualname) if hit.kind in CODE else None
+    about = signatures.doc(lines, head)
     # What the name says already is said; the line should add to it.
     named = set(tokens.terms(hit.qualname))
-    window = _best_lines(lines, head, {t: w * (0.3 if t in named else 1.0) for t, w in weights.items()})
+    window = _best_lines(
+        lines, head, about, {t: w * (0.3 if t in named else 1.0) for t, w in weights.items()}
+    )
     said, cited = list[str](), list[Citation]()
     if head is not None:
         whole = _cite(hit, lines, head, span=(0, len(lines)))
-        said.append(f"{hit.kind} `{hit.qualname}` [{whole.place}]: {_plain(whole.quote, SIGNATURE_MAX)}")
+        said.append(
+            f"{hit.kind} `{hit.qualname}` [{whole.place}]: {_plain(whole.quote, SIGNATURE_MAX).removesuffix(' {')}"
+        )
         cited.append(whole)
     if window is not None:
         piece = _cite(hit, lines, window)
@@ -159,35 +163,25 @@ def _cite(
     return Citation(hit.path, hit.start + first, hit.start + last - 1, quote, hit.repo, hit.qualname)
 
 
-def _signature(lines: list[str]) -> tuple[int, int] | None:
-    """The lines of `def …:` or `class …:`, if the span begins with one (after decorators)."""
-    start = next((i for i, line in enumerate(lines) if _DEF.match(line)), None)
-    if start is None or not (start == 0 or lines[0].lstrip().startswith("@")):
-        return None
-    depth = 0
-    for i in range(start, min(start + SIGNATURE_LINES, len(lines))):
-        code = lines[i].split(" #")[0]
-        depth += sum(map(code.count, "([{")) - sum(map(code.count, ")]}"))
-        if depth <= 0 and ":" in code:
-            return start, i + 1
-    return start, start + 1
-
-
 def _best_lines(
-    lines: list[str], head: tuple[int, int] | None, weights: dict[str, float]
-) -> tuple[int, int] | None:
-    """Up to three neighbouring lines with the most of the question's words, after the signature."""
-    first = head[1] if head else 0
+    lines: list[str], head: signatures.Lines | None, said: int | None, weights: dict[str, float]
+) -> signatures.Lines | None:
+    """Up to three neighbouring lines with the most of the question's words, beside the signature.
+
+    Words about the symbol stand below it in Python, and from the line `said` above it elsewhere.
+    """
+    first = said if said is not None else head[1] if head else 0
+    apart = set(range(*head)) if head else set[int]()
     found = [set(tokens.terms(line)) & weights.keys() for line in lines]
     best, chosen = 0.0, None
     for start in range(first, len(lines)):
         together: set[str] = set()
         for end in range(start, min(start + WINDOW, len(lines))):
-            if not lines[end].strip():
+            if end in apart or not lines[end].strip():
                 break
             together |= found[end]
             value = sum(weights[term] for term in together) * (1 - 0.05 * (end - start))
-            value += DOCSTRING_BONUS * lines[start].lstrip().startswith('"""')
+            value += DOCSTRING_BONUS * (start == said or lines[start].lstrip().startswith('"""'))
             if value > best:
                 best, chosen = value, (start, end + 1)
     if chosen is None and first < len(lines) and (head is None or '"""' in lines[first]):
@@ -199,7 +193,7 @@ def _best_lines(
 
 def _plain(quote: str, limit: int) -> str:
     """A quote as running text, without comment signs and docstring quotes, cut to the limit."""
-    words = " ".join(filter(None, (_MARKS.sub("", line).strip() for line in quote.split("\n"))))
+    words = " ".join(filter(None, (_MARKS.sub("", line.strip()).strip() for line in quote.split("\n"))))
     return words if len(words) <= limit else words[: limit - 1] + "…"
 
 

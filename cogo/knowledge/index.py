@@ -37,7 +37,11 @@ TITLE_WEIGHT = 3
 # tests, but isn't where it is done.
 PRIOR_MODULE, PRIOR_DUNDER, PRIOR_TEST = 0.92, 0.85, 0.8
 _DUNDER = re.compile(r"\.__\w+__$")
-_TEST = re.compile(r"(^|/)(tests?|testing)/|(^|/)(test_[^/]*|[^/]*_test|conftest)\.\w+$")
+_TEST = re.compile(
+    r"(^|/)(tests?|testing|__tests__)/|(^|/)(test_[^/]*|[^/]*(_test|[.]test|[.]spec|[a-z]Tests?)|conftest)\.\w+$"
+)
+# The bracket that closes a class stands in a chunk, but there is nothing to find in it.
+_WORD = re.compile(r"\w")
 
 
 class Repo(msgspec.Struct, frozen=True):
@@ -48,12 +52,16 @@ class Repo(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct):
-    """What a scan found: `changed` and `gone` are paths to index, the rest are counts."""
+    """What a scan found: `changed` and `gone` are paths to index, the rest are counts.
+
+    `unparsed` counts files by programming language where they are cut into lines: there is no grammar for it.
+    """
 
     files: int = 0
     changed: list[str] = []
     gone: list[str] = []
     skipped: dict[str, int] = {}
+    unparsed: dict[str, int] = {}
 
 
 class Report(msgspec.Struct):
@@ -127,6 +135,7 @@ def _compare(root: Path, known: dict[str, bytes]) -> Plan:
     skipped.pop("gone", None)
     found.files, found.skipped = len(present), dict(skipped)
     found.gone = sorted(known.keys() - present)
+    found.unparsed = chunking.cut_into_lines(present)
     return found
 
 
@@ -206,7 +215,8 @@ async def _write(
     async with conn.cursor() as cursor:
         async with cursor.copy(queries.COPY_CHUNKS) as copy:
             for ord, c in enumerate(prepared.chunks):
-                digest = vectors.digest(path, c.kind, c.qualname, c.text)
+                named = _WORD.search(c.text) is not None
+                digest = vectors.digest(path, c.kind, c.qualname, c.text) if named else None
                 await copy.write_row((file_id, ord, c.kind, c.qualname, c.start, c.end, c.text, digest))
         async with cursor.copy(queries.COPY_POSTINGS) as copy:
             for term, (ords, weights) in prepared.postings.items():
@@ -225,6 +235,8 @@ def _postings(path: str, chunks: Sequence[chunking.Chunk]) -> dict[str, tuple[li
     place = tokens.terms(str(PurePosixPath(path).with_suffix("")))
     of_file = (K1 + 1) * (PRIOR_TEST if _TEST.search(path) else 1.0)
     for ord, chunk in enumerate(chunks):
+        if not _WORD.search(chunk.text):
+            continue
         counts = Counter(tokens.terms(chunk.text) + _names(chunk) + place * PATH_WEIGHT)
         length = 1 - B + B * counts.total() / PIVOT.get(chunk.kind, PIVOT_CODE)
         prior = of_file * (PRIOR_MODULE if chunk.kind == "module" else 1.0)

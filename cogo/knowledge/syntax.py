@@ -7,6 +7,7 @@ kept per thread, since one parser can do one parse at a time.
 from __future__ import annotations
 
 import importlib
+import re
 import threading
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -27,6 +28,15 @@ _GRAMMARS = {
     "markdown": ("tree_sitter_markdown", "language"),
 }
 _parsers = threading.local()
+UNCLOSED_MAX = 3_000
+"""Angle brackets that are opened and not closed. At the end of the text the parser's search for a way out takes
+a time that grows with the square of that: minutes for 25,000 of them."""
+_ARROW = re.compile(b"[-=]>")
+_NO_BRACKETS = frozenset({"python", "sql", "markdown"})
+
+
+class TooDeepError(Exception):
+    """Parsing this would take too long."""
 
 
 def known(language: str) -> bool:
@@ -52,9 +62,13 @@ def query(language: str, source: str) -> Query:
 
 
 def parse(language: str, text: bytes) -> Tree:
-    """The tree of a text, in UTF-8."""
+    """The tree of a text, in UTF-8. Raises TooDeepError."""
     from tree_sitter import Parser
 
+    if language not in _NO_BRACKETS:
+        unclosed = text.count(b"<") - text.count(b">") + len(_ARROW.findall(text))
+        if unclosed > UNCLOSED_MAX:
+            raise TooDeepError(f"more than {UNCLOSED_MAX} unclosed <")
     parser: Parser | None = getattr(_parsers, language, None)
     if parser is None:
         parser = Parser(grammar(language))

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-VERSION = "2"
+VERSION = "3"
 """Part of every file's digest: a new tokeniser or chunker makes every file count as changed."""
 
 TERM_MAX = 40

@@ -83,7 +83,7 @@ async def scan_folder(ctx: Context, root: Path, name: str) -> dict[str, Any]:
         await want_vectors(ctx, name, sorted({*lacking} - {*plan.changed, *plan.gone}))
     return {
         "repo": name, "files": plan.files, "messages": len(batches), "changed": len(plan.changed),
-        "removed": len(plan.gone), "skipped": plan.skipped,
+        "removed": len(plan.gone), "skipped": plan.skipped, "unparsed": plan.unparsed,
     }  # fmt: skip
 
 

@@ -42,7 +42,7 @@ async def test_a_repository_goes_in_and_an_answer_comes_out(serving: Bus, tmp_pa
     scan = await serving.enqueue("rag/embed/0@acme", {"root": str(root)})
     graph = await serving.enqueue("kg/build/0@acme", {"root": str(root)})
     assert await value(serving, scan) == {
-        "repo": "harbour", "files": 4, "messages": 1, "changed": 4, "removed": 0, "skipped": {},
+        "repo": "harbour", "files": 4, "messages": 1, "changed": 4, "removed": 0, "skipped": {}, "unparsed": {},
     }  # fmt: skip
     built = await value(serving, graph)
     assert (built["files"], built["nodes"], built["notes"]) == (4, 10, {})

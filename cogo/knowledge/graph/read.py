@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from .. import scan
-from . import documents, python, script
+from . import documents, outline, python, script
 from .facts import Facts, Module, Reference
 from .modules import Modules
 
@@ -74,6 +74,8 @@ class _Reader(msgspec.Struct, frozen=True):
             facts = python.read(self.module, path, text)
         elif path.endswith(_DOCUMENTS):
             facts = documents.read(self.module, path, text)
+        elif path.endswith(outline.ENDINGS):
+            facts = outline.read(self.module, path, text)
         else:
             facts = script.read(self.module, path, text, self.packages)
         if not self.is_test:
@@ -93,6 +95,8 @@ class _Folder:
             return _Reader(self.modules.of(path), is_test)
         if path.endswith(_DOCUMENTS):
             return _Reader(documents.named(path), is_test)
+        if path.endswith(outline.ENDINGS):
+            return _Reader(outline.named(path), is_test)
         if path.endswith(tuple(script.ENDINGS)):
             return _Reader(script.named(path), is_test, self.packages)
         return None

@@ -94,7 +94,11 @@ def read(module: Module, path: str, text: str, packages: Mapping[str, str] | Non
     """The facts of a file. `packages` are the repository's own: their names and folders."""
     source = text.replace("\r\n", "\n").replace("\r", "\n").encode()
     language = ENDINGS[posixpath.splitext(path)[1].lower()]
-    root = syntax.parse(language, source).root_node
+    try:
+        root = syntax.parse(language, source).root_node
+    except syntax.TooDeepError as error:
+        nodes = Scopes(module, source).nodes
+        return Facts(path, language.replace("tsx", "typescript"), module, nodes, [], [], note=str(error))
     found = syntax.captures(syntax.query(language, _QUERIES[language]), root)
     reader = _Reader(module, source, found, posixpath.dirname(path), packages or {})
     references = list(reader.references())
