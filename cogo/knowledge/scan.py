@@ -52,11 +52,12 @@ class Gone(Skip):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """A file's content. `note` says what was lost in decoding it."""
+    """A file's content. `note` says what was lost in decoding it, `lang` what it is where no name tells."""
 
     digest: bytes
     text: str
     note: str | None = None
+    lang: str | None = None
 
 
 def open_root(root: str, *, within: Sequence[str] | None = None) -> Path:
