@@ -219,7 +219,7 @@ async def of_vectors(bus: Bus, settings: Settings) -> Check:
     from cogo.knowledge import vectors
     from cogo.plugins.rag_embed import RagEmbedSettings, model_of
 
-    known = vectors.attach(bus.db, settings.data_dir)
+    known = vectors.attach(bus.db, settings)
     try:
         await known.of_questions(["can this be embedded?"])
     finally:

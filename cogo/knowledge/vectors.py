@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cogo import Database
+    from cogo import Database, Settings
 
     from .search import Scope
 
@@ -93,6 +93,8 @@ class Vectors:
     def __init__(self, db: Database, data_dir: Path) -> None:
         self._db = db
         self._data_dir = data_dir
+        self.keys: dict[str, str] | None = None
+        """Of servers that embed, by their environment names; None: as the environment has them."""
         self._embedders: dict[Model, Embedder] = {}
         self._matrices: dict[tuple[int, tuple[int, ...]], Matrix] = {}
         self.unavailable: str | None = None
@@ -102,7 +104,7 @@ class Vectors:
     def embedder(self, model: Model) -> Embedder:
         """Opened once. Raises ModelUnavailable."""
         if model not in self._embedders:
-            self._embedders[model] = open_embedder(model, self._data_dir)
+            self._embedders[model] = open_embedder(model, self._data_dir, self.keys)
         return self._embedders[model]
 
     async def aclose(self) -> None:
@@ -169,15 +171,20 @@ class Vectors:
 _ATTACHED: weakref.WeakKeyDictionary[Database, Vectors] = weakref.WeakKeyDictionary()
 
 
-def attach(db: Database, data_dir: Path) -> Vectors:
-    """Have searches of this database use vectors, with models from this data home."""
-    return _ATTACHED.setdefault(db, Vectors(db, data_dir))
+def attach(db: Database, home: Path | Settings) -> Vectors:
+    """Have searches of this database use vectors, with models from this data home, and the settings' keys."""
+    if isinstance(home, Path):
+        return _ATTACHED.setdefault(db, Vectors(db, home))
+    found = _ATTACHED.setdefault(db, Vectors(db, home.data_dir))
+    secrets = {"COGO_EMBED_API_KEY": home.embed_api_key, "OPENAI_API_KEY": home.openai_api_key}
+    found.keys = {name: secret.reveal() for name, secret in secrets.items() if secret}
+    return found
 
 
 @asynccontextmanager
-async def attached(db: Database, data_dir: Path) -> AsyncIterator[None]:
+async def attached(db: Database, home: Path | Settings) -> AsyncIterator[None]:
     """The same for the life of a process: at its end the embedders are closed."""
-    found = attach(db, data_dir)
+    found = attach(db, home)
     yield
     await found.aclose()
 

@@ -176,7 +176,7 @@ def cogo_lifespan(runtime: Runtime, settings: RagEmbedSettings) -> AbstractAsync
 
 @asynccontextmanager
 async def _lifespan(runtime: Runtime, settings: RagEmbedSettings) -> AsyncIterator[None]:
-    async with vectors.attached(runtime.db, runtime.settings.data_dir):
+    async with vectors.attached(runtime.db, runtime.settings):
         await decide(runtime.db, settings)
         yield
 
