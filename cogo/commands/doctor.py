@@ -227,13 +227,16 @@ async def of_vectors(bus: Bus, settings: Settings) -> Check:
     said, serving, wanted = [], await known.serving(), await vectors.wanted(bus.db)
     if wanted is not None and (lacking := await vectors.count_lacking(bus.db, wanted)):
         said.append(f"{lacking} spans lack the vectors of {wanted.model.name}")
-    own = model_of(msgspec.convert(settings.plugins.get("rag-embed", {}), RagEmbedSettings), known)
+    try:
+        own = model_of(msgspec.convert(settings.plugins.get("rag-embed", {}), RagEmbedSettings), known)
+    except msgspec.ValidationError as error:
+        return Check("vectors", "wrong", f"[plugins.rag-embed]: {error}", "No rag-embed starts with that.")
     if (wanted and wanted.model) != own:
         said.append(f"the settings here ask for {own.name if own else 'no model'}, the database for "
                     f"{wanted.model.name if wanted else 'none'}")  # fmt: skip
     if known.unavailable:
         said.append(f"questions asked here are answered by words alone: {known.unavailable}")
-    said += [f"{row['n']} messages for vectors are {row['status']}: {row['error']}"
+    said += [f"messages for vectors {row['status']}: {row['n']} ({row['error']})"
              for row in await bus.db.fetch(queries.VECTORS_IN_TROUBLE)]  # fmt: skip
     answers = f"{serving.model.name} answers" if serving else "words alone answer"
     return Check("vectors", "warning" if said else "ok", "; ".join([answers, *said]),
