@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 BATCH = 40
 """Files per message, as a scan sends them."""
 SHOWN = 3
-HOOKS = ("post-commit", "post-checkout", "post-merge")
+HOOKS = ("post-commit", "post-checkout", "post-merge", "post-rewrite")
+REBASING = '[ -e "$(git rev-parse --git-path rebase-merge)" ] || '
+"""A rebase commits many times; it ends with post-rewrite."""
 MARK = "# Written by `cogo watch --install-hook`: the index follows this repository."
 
 
@@ -134,14 +136,16 @@ def install_hooks(folder: Path, name: str | None, tenant: str, *, as_json: bool)
         raise click.UsageError(f"{folder} is no git checkout (or git is not installed).")
     hooks = folder / os.fsdecode(where.rstrip(b"\n"))
     line = hook_line(folder, name, tenant)
-    written, foreign = [], []
+    written: list[str] = []
+    foreign: list[str] = []
     for hook in HOOKS:
         file = hooks / hook
         if (file.exists() or file.is_symlink()) and MARK not in file.read_text("utf-8", "replace"):
             foreign.append(str(file))
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(f"#!/bin/sh\n{MARK}\n{line}\n", encoding="utf-8")
+        unless = "" if hook == "post-rewrite" else REBASING
+        file.write_text(f"#!/bin/sh\n{MARK}\n{unless}{line}\n", encoding="utf-8")
         file.chmod(file.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
         written.append(str(file))
     if as_json:

@@ -109,7 +109,7 @@ async def _follow(found: Watched, stop: anyio.Event, *, task_status: TaskStatus[
                 task_status.started()
             if batch:
                 found.touch(Path(path).relative_to(found.root).as_posix() for _, path in batch)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the library's own is a RuntimeError
         raise errors.WorkFailed(
             f"{found.root} can't be watched: {error}",
             hint="On Linux raise fs.inotify.max_user_watches, or set WATCHFILES_FORCE_POLLING=1.",

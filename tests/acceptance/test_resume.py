@@ -60,6 +60,27 @@ def write_functions(root: Path) -> Path:
     return root
 
 
+@pytest.mark.timeout(60)
+def test_vectors_come_behind_and_searches_say_when_they_are_not_used(
+    binary: Binary, embeddings: FakeServer, tmp_path: Path
+) -> None:
+    folder = tmp_path / "marina"
+    folder.mkdir()
+    (folder / "berth.py").write_text('def berth(boat):\n    """Moor the boat."""\n    return boat\n')
+    binary.serve("--roles", ROLES)
+    binary.json("index", str(folder))
+    eventually(lambda: counted(binary, "SELECT count(*) FROM cogo.kb_models WHERE serving"), 15)
+    (hit,) = binary.json("search", "moor a boat")["hits"]
+    assert hit["by_vectors"]
+    doctor = {check["name"]: check for check in binary.json("doctor")["checks"]}
+    assert (doctor["vectors"]["state"], doctor["vectors"]["detail"]) == ("ok", "hashes answers")
+    embeddings.answers = [(401, {})]
+    ran = binary.run("search", "moor a boat")
+    assert ran.returncode == 0
+    assert "words alone decided: ModelUnavailable" in ran.stderr
+    assert "berth.py:1-3" in ran.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_kill_9_leaves_the_rows_of_an_undisturbed_run(

@@ -146,6 +146,27 @@ def test_a_commit_indexes_by_the_hook(binary: Binary, checkout: Path) -> None:
     assert eventually(lambda: found(binary, "tempestuous pennant"), 20) == ["storm.md"]
 
 
+def test_a_rebase_is_indexed_once(binary: Binary, checkout: Path) -> None:
+    """Not once for each of its commits."""
+    git(checkout, "checkout", "-qb", "topic")
+    for n in range(6):
+        (checkout / f"m{n}.md").write_text(f"# Pennant {n}\n")
+        git(checkout, "add", ".")
+        git(checkout, "commit", "-qm", f"commit {n}")
+    git(checkout, "checkout", "-q", "-")
+    (checkout / "other.md").write_text("# Other\n")
+    git(checkout, "add", ".")
+    git(checkout, "commit", "-qm", "meanwhile")
+    git(checkout, "checkout", "-q", "topic")
+    binary.json("watch", str(checkout), "--install-hook")
+    binary.serve("--roles", ROLES)
+    git(checkout, "rebase", "-q", "@{-1}", env=binary.env)
+    assert eventually(lambda: "other.md" in found(binary, "other"), 20)
+    scans = "SELECT count(*) FROM public.agent_messages WHERE service = 'rag' AND NOT payload ? 'paths'"
+    with psycopg.connect(binary.dsn(), autocommit=True) as conn:
+        assert conn.execute(scans).fetchone() == (1,)
+
+
 def test_a_foreign_hook_is_left_alone(binary: Binary, checkout: Path) -> None:
     foreign = checkout / ".git/hooks/post-commit"
     foreign.write_text("#!/bin/sh\necho mine\n")
