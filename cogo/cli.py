@@ -30,10 +30,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Knowledge": {
         "index": ("cogo.commands.knowledge:index", "Index a repository through the bus."),
+        "watch": ("cogo.commands.watch:watch", "Keep the index of a folder up to date as files change."),
         "ask": ("cogo.commands.knowledge:ask", "Ask a question; the answer cites file:line."),
         "search": ("cogo.commands.knowledge:search", "Search the index for ranked spans."),
         "models": ("cogo.commands.models:models", "Install the models that run in the process."),
-        "kg": ("cogo.commands.kg:kg", "Look at the code graph: importers, imports, path, report."),
+        "kg": ("cogo.commands.kg:kg", "Look at the code graph: who imports, who calls, what breaks, reports and exports."),
     },
     "Bus": {
         "send": ("cogo.commands.bus:send", "Put a message on the bus."),

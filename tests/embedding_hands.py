@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import uvicorn
 from helpers import eventually_async
-from litestar import Litestar, Response, post
+from litestar import Litestar, Request, Response, post
 from litestar.params import JSONBody
 
 from cogo.knowledge.embedding import Model, install, local
@@ -46,6 +46,8 @@ class FakeServer:
     def __init__(self) -> None:
         self.answers: list[tuple[int, dict[str, str]]] = []
         self.requests: list[dict[str, Any]] = []
+        self.keys: list[str | None] = []
+        """The Authorization of each request."""
         self.dimension = DIMENSION
         self.lose = 0
         """Vectors that are left out of an answer."""
@@ -72,7 +74,10 @@ class FakeServer:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[FakeServer]:
         @post("/v1/embeddings")
-        async def embeddings(data: JSONBody[dict[str, Any]]) -> Response[Any]:
+        async def embeddings(
+            request: Request[Any, Any, Any], data: JSONBody[dict[str, Any]]
+        ) -> Response[Any]:
+            self.keys.append(request.headers.get("authorization"))
             return self.answer(data)
 
         config = uvicorn.Config(

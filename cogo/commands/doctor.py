@@ -73,7 +73,7 @@ async def examine() -> AsyncIterator[Check]:
         yield check
     try:
         async with cogo.connect() as bus:
-            async for check in of_database(bus, local.database_dsn(settings)):
+            async for check in of_database(bus, settings):
                 yield check
     except CogoError as exc:
         yield failed("database", exc)
@@ -146,8 +146,9 @@ async def ask_ready(settings: Settings, pid: int) -> tuple[int, Any]:
         await anyio.sleep(0.2)
 
 
-async def of_database(bus: Bus, dsn: str) -> AsyncIterator[Check]:
-    """Version, clock, schema, listener, and what lies on the bus."""
+async def of_database(bus: Bus, settings: Settings) -> AsyncIterator[Check]:
+    """Version, clock, schema, listener, what lies on the bus, and what is indexed."""
+    dsn = local.database_dsn(settings)
     began = time.time()
     row = await bus.db.fetch_one(queries.SERVER)
     assert row is not None
@@ -168,6 +169,8 @@ async def of_database(bus: Bus, dsn: str) -> AsyncIterator[Check]:
     yield await listener(dsn)
     for check in await on_the_bus(bus):
         yield check
+    yield await of_vectors(bus, settings)
+    yield await of_tables(bus)
 
 
 async def check_schema(dsn: str) -> None:
@@ -209,3 +212,43 @@ async def on_the_bus(bus: Bus) -> list[Check]:
         Check("dead letters", "warning" if dead else "ok", f"{dead} failed in the last day",
               "`cogo tail --no-follow -n 100`, then `cogo requeue ID`."),
     ]  # fmt: skip
+
+
+async def of_vectors(bus: Bus, settings: Settings) -> Check:
+    """Which model's vectors answer, how many are lacking, and whether questions can be embedded from here."""
+    from cogo.knowledge import vectors
+    from cogo.plugins.rag_embed import RagEmbedSettings, model_of
+
+    known = vectors.attach(bus.db, settings)
+    try:
+        await known.of_questions(["can this be embedded?"])
+    finally:
+        await known.aclose()
+    said, serving, wanted = [], await known.serving(), await vectors.wanted(bus.db)
+    if wanted is not None and (lacking := await vectors.count_lacking(bus.db, wanted)):
+        said.append(f"{lacking} spans lack the vectors of {wanted.model.name}")
+    try:
+        own = model_of(msgspec.convert(settings.plugins.get("rag-embed", {}), RagEmbedSettings), known)
+    except msgspec.ValidationError as error:
+        return Check("vectors", "wrong", f"[plugins.rag-embed]: {error}", "No rag-embed starts with that.")
+    if (wanted and wanted.model) != own:
+        said.append(f"the settings here ask for {own.name if own else 'no model'}, the database for "
+                    f"{wanted.model.name if wanted else 'none'}")  # fmt: skip
+    if known.unavailable:
+        said.append(f"questions asked here are answered by words alone: {known.unavailable}")
+    said += [f"messages for vectors {row['status']}: {row['n']} ({row['error']})"
+             for row in await bus.db.fetch(queries.VECTORS_IN_TROUBLE)]  # fmt: skip
+    answers = f"{serving.model.name} answers" if serving else "words alone answer"
+    return Check("vectors", "warning" if said else "ok", "; ".join([answers, *said]),
+                 "Lacking ones come by themselves while a rag-embed runs. After a change of [plugins.rag-embed] or of a "
+                 "key restart it: it looks for what is lacking.")  # fmt: skip
+
+
+async def of_tables(bus: Bus) -> Check:
+    """Tables whose rows are documents: each must still have its columns."""
+    from cogo.knowledge import sources
+
+    followed = await sources.followed(bus.db)
+    broken = [f"{table} has no {what}" for table, what in followed.items() if what]
+    return Check("tables", "wrong" if broken else "ok", "; ".join(broken) or f"{len(followed)} are followed",
+                 "Correct `tables` of [plugins.rag-dispatcher] and restart it; until then changes there are lost.")  # fmt: skip

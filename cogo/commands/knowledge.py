@@ -153,14 +153,20 @@ async def search(
     Lines are counted from 1 and inclusive. It reads the database directly; no role has to run.
     """
     import cogo
+    from cogo.commands.operate import loaded
+    from cogo.knowledge import vectors
 
     if (query is None) == (batch is None):
         raise click.UsageError("Give either a QUERY or --batch FILE.")
-    async with cogo.connect() as bus:
+    async with cogo.connect() as bus, vectors.attached(bus.db, loaded().settings):
         if query is None:
             await search_batch(bus, batch, k, repo, tenant)
-            return 0
-        hits = (await spans(bus, [query], k, repo, tenant))[0]
+        else:
+            hits = (await spans(bus, [query], k, repo, tenant))[0]
+        if (known := vectors.of(bus.db)) and known.unavailable:
+            note(f"words alone decided: {known.unavailable}")
+    if query is None:
+        return 0
     if as_json:
         emit({"query": query, "hits": hits})
     for hit in () if as_json else hits:

@@ -90,3 +90,11 @@ ORDER BY m.claimed_at LIMIT 20
 DEAD_LETTERS = """
 SELECT count(*) FROM public.agent_messages WHERE status = 'failed' AND last_error_at > cogo.now() - interval '1 day'
 """
+VECTORS_IN_TROUBLE = """
+SELECT CASE status WHEN 'failed' THEN 'failed' ELSE 'put off' END AS status, count(*) AS n, max(error) AS error
+FROM public.agent_messages
+WHERE service = 'rag' AND role = 'embed' AND payload @> '{"vectors": true}'
+  AND (status = 'failed' AND last_error_at > cogo.now() - interval '1 day'
+    OR status = 'queued' AND retry_at IS NOT NULL AND error IS NOT NULL)
+GROUP BY 1 ORDER BY 1
+"""

@@ -121,25 +121,38 @@ async def index_folder(
 
     Returns the totals and the trace ids. Raises WorkFailed when one of the messages did not end as done.
     """
-    from cogo.core.telemetry import new_traceparent, trace_id
-
-    began, run = time.monotonic(), secrets.token_hex(8)
+    began = time.monotonic()
     task = {"root": str(folder), "repo": name}
-    ids: dict[str, int] = {}
-    trace_ids: list[str] = []
-    for work, lane in LANES.items():
-        trace = new_traceparent()
-        trace_ids.append(str(trace_id(trace)))
-        options = {"idempotency_key": f"index-{run}-{work}", "traceparent": trace}
-        send = partial(bus.enqueue, f"{lane}/0@{tenant}", task, **options)
-        ids[work] = await patient(send, on_wait=lambda text: update(0, 0, text))
-    await until_ended(bus, trace_ids, update)
+    ids, trace_ids = await send_all(
+        bus, [(lane, task) for lane in LANES.values()], tenant=tenant, update=update
+    )
     elapsed_ms = round((time.monotonic() - began) * 1000, 1)
-    graph = await whole_value(bus, await patient(partial(bus.peek, ids["kg"])))
+    scan, graph = [await whole_value(bus, await patient(partial(bus.peek, id))) for id in ids]
     indexed = await totals(bus, name, tenant, graph, elapsed_ms)
-    scan = await whole_value(bus, await patient(partial(bus.peek, ids["rag"])))
     indexed.unparsed = scan.get("unparsed", {})
     return indexed, trace_ids
+
+
+async def send_all(
+    bus: Bus, tasks: Sequence[tuple[str, dict[str, Any]]], *, tenant: str, update: Update
+) -> tuple[list[int], list[str]]:
+    """Send each task to its lane (`service/role`) and wait until all that follows from them has ended.
+
+    Returns their ids and the trace ids. Raises WorkFailed when one of the messages did not end as done.
+    """
+    from cogo.core.telemetry import new_traceparent, trace_id
+
+    run = secrets.token_hex(8)
+    ids: list[int] = []
+    trace_ids: list[str] = []
+    for n, (lane, task) in enumerate(tasks):
+        trace = new_traceparent()
+        trace_ids.append(str(trace_id(trace)))
+        options = {"idempotency_key": f"index-{run}-{n}", "traceparent": trace}
+        send = partial(bus.enqueue, f"{lane}/0@{tenant}", task, **options)
+        ids.append(await patient(send, on_wait=lambda text: update(0, 0, text)))
+    await until_ended(bus, trace_ids, update)
+    return ids, trace_ids
 
 
 async def totals(bus: Bus, repo: str, tenant: str, graph: dict[str, Any], elapsed_ms: float) -> Indexed:

@@ -6,6 +6,7 @@ by another worker or after a crash, does what is left to do and nothing twice.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,7 +19,7 @@ import msgspec
 
 from cogo import errors
 
-from . import chunking, queries, scan, tokens, vectors
+from . import chunking, queries, scan, sources, tokens, vectors
 
 if TYPE_CHECKING:
     from cogo import Database
@@ -148,13 +149,11 @@ async def index_paths(db: Database, repo: Repo, root: Path, paths: Sequence[str]
     return await _index(db, repo, [(path, partial(_load_file, root, path)) for path in paths])
 
 
-async def _index(
-    db: Database, repo: Repo, loads: Sequence[tuple[str, Load]], lang: str | None = None
-) -> Report:
+async def _index(db: Database, repo: Repo, loads: Sequence[tuple[str, Load]]) -> Report:
     report, skipped, failed = Report(), Counter[str](), dict[str, str]()
     for path, load in loads:
         try:
-            put = await put_file(db, repo, path, load, lang)
+            put = await put_file(db, repo, path, load)
         except errors.BusUnavailable:
             raise
         except Exception as error:  # noqa: BLE001 (whatever one file does, the others are indexed)
@@ -181,7 +180,7 @@ async def _load_file(root: Path, path: str, _conn: object) -> scan.Read:
 # -- one file ---------------------------------------------------------------------------------
 
 
-async def put_file(db: Database, repo: Repo, path: str, load: Load, lang: str | None = None) -> Put:
+async def put_file(db: Database, repo: Repo, path: str, load: Load) -> Put:
     """Make the index say what `load` returns. One transaction: readers see the old file or the new."""
     async with db.transaction() as conn:
         await conn.execute(queries.NO_WAIT)
@@ -196,7 +195,7 @@ async def put_file(db: Database, repo: Repo, path: str, load: Load, lang: str | 
             return Put("removed", why=str(reason))
         if old is not None and bytes(old["digest"]) == read.digest:
             return Put("unchanged", why="unchanged")
-        prepared = await anyio.to_thread.run_sync(prepare, path, read, lang)
+        prepared = await anyio.to_thread.run_sync(prepare, path, read)
         await _write(conn, repo, path, None if old is None else old["id"], read.digest, prepared)
     return Put("indexed", prepared)
 
@@ -223,9 +222,9 @@ async def _write(
                 await copy.write_row((repo.id, term, file_id, ords, weights))
 
 
-def prepare(path: str, read: scan.Read, lang: str | None = None) -> Prepared:
+def prepare(path: str, read: scan.Read) -> Prepared:
     """Cut a file and weigh its words. Takes CPU: call it in a thread."""
-    cut = chunking.chunk_file(path, read.text, lang)
+    cut = chunking.chunk_file(path, read.text, read.lang)
     note = "; ".join(filter(None, (read.note, cut.note))) or None
     return Prepared(cut.lang, note, cut.chunks, _postings(path, cut.chunks))
 
@@ -259,16 +258,16 @@ def _names(chunk: chunking.Chunk) -> list[str]:
 # -- rows of a table --------------------------------------------------------------------------
 
 
-async def index_rows(db: Database, tenant: str, source: str, ids: Sequence[str]) -> Report:
+async def index_rows(db: Database, tenant: str, table: str, ids: Sequence[str]) -> Report:
     """Index these rows of a followed table as documents `table/id`; deleted rows leave the index.
 
-    Raises TaskInvalid when nobody declared that the table may be read.
+    Raises TaskInvalid when nobody declared that the table may be read, or when it isn't as it was declared.
     """
-    if not await db.fetch_value(queries.SOURCE, (source,)):
-        raise errors.TaskInvalid(f"no rag-dispatcher follows the table {source!r} - at `$.table`")
-    repo = await open_repo(db, tenant, source, None)
-    loads = [(row_path(source, id), partial(_load_row, source, tenant, id)) for id in ids]
-    return await _index(db, repo, loads, "markdown")
+    source = await sources.readable(db, table)
+    repo = await open_repo(db, tenant, table, None)
+    return await _index(
+        db, repo, [(row_path(table, id), partial(_load_row, source, tenant, id)) for id in ids]
+    )
 
 
 def row_path(source: str, id: str) -> str:
@@ -276,8 +275,20 @@ def row_path(source: str, id: str) -> str:
     return f"{source}/{id}"
 
 
-async def _load_row(source: str, tenant: str, id: str, conn: Any) -> scan.Read:
-    row = await (await conn.execute(queries.READ_ROW, (source, tenant, id))).fetchone()
-    if row["text"] is None:
+async def _load_row(source: sources.Source, tenant: str, id: str, conn: Any) -> scan.Read:
+    row = await (await conn.execute(queries.READ_ROW, (source.table, tenant, id))).fetchone()
+    if row is None or row["body"] is None:
         raise scan.Gone("gone")
-    return scan.read_text(row["text"].encode())
+    read = scan.read_text(row["body"].encode())
+    if source.table != sources.CODE:
+        return msgspec.structs.replace(read, lang="markdown")
+    lang = language(row["path"], row["lang"])
+    digest = hashlib.blake2b(read.digest + lang.encode(), digest_size=16).digest()
+    return msgspec.structs.replace(read, lang=lang, digest=digest)
+
+
+def language(path: str | None, named: str | None) -> str:
+    """What a row of code is written in: as it says (`Python`, `py`), else by its path's ending, else `text`."""
+    said = (named or "").strip().lower()
+    by_ending = chunking.language(f"x.{said}")
+    return by_ending if by_ending != "text" else said or chunking.language(path or "")

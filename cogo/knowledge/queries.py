@@ -54,6 +54,10 @@ COPY_POSTINGS = "COPY cogo.kb_postings (repo_id, term, file_id, ords, weights) F
 
 MODEL = "SELECT * FROM cogo.vector_model(%s, %s, %s, %s)"
 MODEL_SERVING = "SELECT * FROM cogo.kb_models WHERE serving"
+MODEL_WANTED = "SELECT * FROM cogo.kb_models WHERE wanted_at IS NOT NULL"
+MODELS = "SELECT * FROM cogo.kb_models WHERE serving OR wanted_at IS NOT NULL ORDER BY serving DESC, id"
+WANT_MODEL = "SELECT id FROM cogo.want_model(%s::smallint, %s)"
+WANT_VECTORS = "SELECT cogo.want_vectors(%s)"
 SERVE = "SELECT cogo.serve_vectors(%s::smallint)"
 LACKING_PATHS = """
 SELECT f.path FROM cogo.kb_files f
@@ -61,6 +65,20 @@ WHERE f.repo_id = %s AND EXISTS (
   SELECT FROM cogo.kb_chunks c WHERE c.file_id = f.id AND c.digest IS NOT NULL AND NOT EXISTS (
     SELECT FROM {table} v WHERE v.file_id = c.file_id AND v.digest = c.digest))
 ORDER BY 1
+"""
+# Files that lack vectors, of which no two workers that look at the same time should take the same: each begins
+# at another place.
+LACKING_SHARE = """
+SELECT f.id, f.repo_id, f.path FROM cogo.kb_repos r JOIN cogo.kb_files f ON f.repo_id = r.id
+WHERE r.tenant = %(tenant)s AND f.id > %(after)s AND f.id <= %(until)s AND EXISTS (
+  SELECT FROM cogo.kb_chunks c WHERE c.file_id = f.id AND c.digest IS NOT NULL AND NOT EXISTS (
+    SELECT FROM {table} v WHERE v.file_id = c.file_id AND v.digest = c.digest))
+ORDER BY f.id LIMIT %(limit)s
+"""
+NEWEST_FILE = "SELECT coalesce(max(id), 0) AS id FROM cogo.kb_files"
+LACKING_COUNT = """
+SELECT count(*) FROM cogo.kb_chunks c WHERE c.digest IS NOT NULL AND NOT EXISTS (
+  SELECT FROM {table} v WHERE v.file_id = c.file_id AND v.digest = c.digest)
 """
 LACKING = """
 SELECT DISTINCT ON (c.file_id, c.digest) c.file_id, f.path, c.kind, c.qualname, c.text, c.digest
@@ -85,7 +103,10 @@ WHERE f.repo_id = %(repo)s AND f.path = ANY (%(paths)s::text[]) AND v.file_id = 
 
 # -- tables that are followed -----------------------------------------------------------------
 
-SOURCE = "SELECT true FROM cogo.kb_sources WHERE source = %s"
+SOURCES = """
+SELECT source AS "table", id_column AS id, text_column AS text, tenant_column AS tenant, path_column AS path,
+  lang_column AS lang FROM cogo.kb_sources WHERE %s::text IS NULL OR source = %s ORDER BY 1
+"""
 COLUMNS = """
 SELECT w.source, array_agg(a.attname::text) AS columns
 FROM unnest(%s::text[]) AS w(source) JOIN pg_catalog.pg_attribute a
@@ -94,15 +115,15 @@ GROUP BY 1
 """
 MISSING = """
 SELECT CASE WHEN to_regclass(%(table)s) IS NULL THEN 'such table' ELSE (
-  SELECT 'column ' || w.name FROM unnest(ARRAY[%(id)s, %(text)s, %(tenant)s]::text[]) AS w(name)
+  SELECT 'column ' || w.name FROM unnest(ARRAY[%(id)s, %(text)s, %(tenant)s, %(path)s, %(lang)s]::text[]) AS w(name)
   WHERE w.name IS NOT NULL AND NOT EXISTS (
     SELECT 1 FROM pg_catalog.pg_attribute a
     WHERE a.attrelid = to_regclass(%(table)s) AND a.attname = w.name AND a.attnum > 0 AND NOT a.attisdropped)
   LIMIT 1) END
 """
-FOLLOW = "SELECT cogo.follow_source(%s, %s, %s, %s)"
+FOLLOW = "SELECT cogo.follow_source(%s, %s, %s, %s, %s, %s)"
 FOLLOW_ONLY = "SELECT cogo.follow_only(%s)"
-READ_ROW = "SELECT cogo.read_source(%s, %s, %s) AS text"
+READ_ROW = "SELECT body, path, lang FROM cogo.read_document(%s, %s, %s)"
 
 # -- searching --------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+import re
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,8 @@ _SECRET = (
     ".git-credentials", "credentials", "credentials.json", "secrets.json", "secrets.y*ml", "secrets.toml",
     "*.tfstate", "*.tfvars", "service-account*.json",
 )  # fmt: skip
+# Swap files, backups and locks, which come and go while a file is edited.
+_EDITORS_OWN = re.compile(r"(~|\.sw[a-p]|___jb_(old|tmp)___|#)$|(^|/)\.#[^/]*$")
 _EXAMPLES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
 _GENERATED_NAMES = frozenset({"package-lock.json", "pnpm-lock.yaml", "npm-shrinkwrap.json", "go.sum"})
 
@@ -52,11 +55,12 @@ class Gone(Skip):
 
 
 class Read(msgspec.Struct, frozen=True):
-    """A file's content. `note` says what was lost in decoding it."""
+    """A file's content. `note` says what was lost in decoding it, `lang` what it is where no name tells."""
 
     digest: bytes
     text: str
     note: str | None = None
+    lang: str | None = None
 
 
 def open_root(root: str, *, within: Sequence[str] | None = None) -> Path:
@@ -93,7 +97,8 @@ def list_files(root: Path) -> list[str]:
     found = _git_files(root)
     if not found:
         found = list(_walk(root))
-    return sorted({path for path in found if _is_text_name(path)})  # a conflict lists a path thrice
+    found = [path for path in found if _is_text_name(path) and not _EDITORS_OWN.search(path)]
+    return sorted(set(found))  # a conflict lists a path thrice
 
 
 def _is_text_name(path: str) -> bool:
@@ -106,31 +111,24 @@ def _is_text_name(path: str) -> bool:
 
 
 def _git_files(root: Path) -> list[str]:
-    """What git tracks here, and what it would if it were added; nothing when this is no checkout.
+    """What git tracks here, and what it would if it were added; nothing when this is no checkout."""
+    names = git(root, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    return [os.fsdecode(name) for name in (names or b"").split(b"\0") if name]
+
+
+def git(root: Path, *arguments: str) -> bytes | None:
+    """What git answers in this folder; None when there is no git, or no checkout.
 
     The folder's own git configuration may name programs to run (fsmonitor): it is overruled.
     """
-    command = [
-        "git",
-        "-c",
-        "core.fsmonitor=false",
-        "-c",
-        "safe.directory=*",
-        "-C",
-        str(root),
-        "ls-files",
-        "-z",
-    ]
+    command = ["git", "-c", "core.fsmonitor=false", "-c", "safe.directory=*", "-C", str(root), *arguments]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     environment |= {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0"}
     try:
-        ran = subprocess.run(
-            [*command, "--cached", "--others", "--exclude-standard"],
-            capture_output=True, check=True, timeout=GIT_TIMEOUT_S, env=environment,
-        )  # fmt: skip
+        ran = subprocess.run(command, capture_output=True, check=True, timeout=GIT_TIMEOUT_S, env=environment)
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [os.fsdecode(name) for name in ran.stdout.split(b"\0") if name]
+        return None
+    return ran.stdout
 
 
 def _walk(root: Path) -> Iterator[str]:

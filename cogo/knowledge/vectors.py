@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import random
 import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from cogo import Database
+    from cogo import Database, Settings
 
     from .search import Scope
 
@@ -45,6 +46,8 @@ WEIGHT: Final = 0.45
 PATIENCE_S: Final = 2.0
 PATIENCE_EACH_S: Final = 0.05
 """Questions wait no longer for their vectors, and this much for each; then words alone answer them."""
+REST_S: Final = 30.0
+"""After a failure questions don't try the model again for so long: a dead server would cost each its patience."""
 MAX_SCANNED: Final = 100_000
 """Vectors of others that the index passes over while it looks for those of a scope."""
 _log = logging.getLogger("cogo.knowledge")
@@ -69,7 +72,7 @@ def certainty(model: Model, likeness: float) -> float:
     Measured for minilm (docs/adr/0009): questions about something else come to 0.41 at most, 98 % stay below
     0.39; those about the subject reach 0.44 in nine of ten cases. Other models have other scales: 0.
     """
-    return min(1.0, max(0.0, 2 * likeness - 0.4)) if model.base_url is None else 0.0
+    return min(1.0, max(0.0, 2 * likeness - 0.4)) if model.name == "minilm" else 0.0
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -90,15 +93,18 @@ class Vectors:
     def __init__(self, db: Database, data_dir: Path) -> None:
         self._db = db
         self._data_dir = data_dir
+        self.keys: dict[str, str] | None = None
+        """Of servers that embed, by their environment names; None: as the environment has them."""
         self._embedders: dict[Model, Embedder] = {}
         self._matrices: dict[tuple[int, tuple[int, ...]], Matrix] = {}
         self.unavailable: str | None = None
         """Why questions are answered by words alone though there are vectors."""
+        self._again_at = 0.0
 
     def embedder(self, model: Model) -> Embedder:
         """Opened once. Raises ModelUnavailable."""
         if model not in self._embedders:
-            self._embedders[model] = open_embedder(model, self._data_dir)
+            self._embedders[model] = open_embedder(model, self._data_dir, self.keys)
         return self._embedders[model]
 
     async def aclose(self) -> None:
@@ -141,7 +147,11 @@ class Vectors:
         """The questions' vectors and the table to look in; None where words alone must do."""
         table = await self.serving()
         if table is None:
+            self.unavailable = None
             return None
+        if self.unavailable and time.monotonic() < self._again_at:
+            return None
+        self._again_at = time.monotonic() + REST_S  # of those that come meanwhile none waits for the same
         try:
             with anyio.fail_after(PATIENCE_S + len(texts) * PATIENCE_EACH_S):
                 found = await self.embedder(table.model).embed(texts)
@@ -152,6 +162,7 @@ class Vectors:
             if said != self.unavailable:
                 _log.warning("questions are answered by words alone: %s", said)
             self.unavailable = said
+            self._again_at = time.monotonic() + REST_S
             return None
         self.unavailable = None
         return table, found
@@ -160,15 +171,20 @@ class Vectors:
 _ATTACHED: weakref.WeakKeyDictionary[Database, Vectors] = weakref.WeakKeyDictionary()
 
 
-def attach(db: Database, data_dir: Path) -> Vectors:
-    """Have searches of this database use vectors, with models from this data home."""
-    return _ATTACHED.setdefault(db, Vectors(db, data_dir))
+def attach(db: Database, home: Path | Settings) -> Vectors:
+    """Have searches of this database use vectors, with models from this data home, and the settings' keys."""
+    if isinstance(home, Path):
+        return _ATTACHED.setdefault(db, Vectors(db, home))
+    found = _ATTACHED.setdefault(db, Vectors(db, home.data_dir))
+    secrets = {"COGO_EMBED_API_KEY": home.embed_api_key, "OPENAI_API_KEY": home.openai_api_key}
+    found.keys = {name: secret.reveal() for name, secret in secrets.items() if secret}
+    return found
 
 
 @asynccontextmanager
-async def attached(db: Database, data_dir: Path) -> AsyncIterator[None]:
+async def attached(db: Database, home: Path | Settings) -> AsyncIterator[None]:
     """The same for the life of a process: at its end the embedders are closed."""
-    found = attach(db, data_dir)
+    found = attach(db, home)
     yield
     await found.aclose()
 
@@ -176,6 +192,23 @@ async def attached(db: Database, data_dir: Path) -> AsyncIterator[None]:
 def of(db: Database) -> Vectors | None:
     """What was attached to this database."""
     return _ATTACHED.get(db)
+
+
+class Account(msgspec.Struct, frozen=True):
+    """Whether vectors had a say in an answer: by which model, or why words alone decided."""
+
+    model: str | None
+    used: bool
+    why: str | None = None
+
+
+async def account(db: Database, *, used: bool) -> Account:
+    """What to say of searches that were just made; `used` as their hits tell (`by_vectors`)."""
+    known = of(db)
+    table = await known.serving() if known else None
+    if table is None:
+        return Account(None, used, None if used else "no model has made the vectors of what is indexed")
+    return Account(table.model.name, used, None if used or known is None else known.unavailable)
 
 
 # -- asking -----------------------------------------------------------------------------------
@@ -239,17 +272,60 @@ class Matrix:
 # -- filling ----------------------------------------------------------------------------------
 
 
-async def table_of(db: Database, model: Model) -> Table:
-    """The table of a model's vectors, made when there is none."""
+async def table_of(db: Database, model: Model, *, change: bool = False) -> Table:
+    """The table of a model's vectors, made when there is none; they are wanted if no others are, or with `change`."""
     row = await db.fetch_one(queries.MODEL, (model.name, model.revision, model.dimension, model.base_url))
     assert row is not None
+    await db.execute(queries.WANT_MODEL, (row["id"], change))
     return _table(row)
+
+
+async def want_none(db: Database) -> None:
+    """Have no vectors made, and words alone answer. Those that are there stay until others replace them."""
+    await db.execute(queries.WANT_MODEL, (None, True))
+
+
+async def wanted(db: Database) -> Table | None:
+    """The vectors that are to be made, whatever process makes them."""
+    row = await db.fetch_one(queries.MODEL_WANTED)
+    return None if row is None else _table(row)
+
+
+async def ask_for(db: Database, tenant: str | None) -> int:
+    """Have what lacks a wanted vector looked for, of this tenant or (None) of all; how many messages were sent."""
+    sent = await db.fetch_value(queries.WANT_VECTORS, (tenant,))
+    return int(sent)
 
 
 async def lacking(db: Database, table: Table, repo_id: int) -> list[str]:
     """Paths of files that have chunks without a vector."""
     rows = await db.fetch(queries.LACKING_PATHS.format(table=table.name), (repo_id,))
     return [row["path"] for row in rows]
+
+
+async def count_lacking(db: Database, table: Table) -> int:
+    """Spans without a vector, of all tenants."""
+    return int(await db.fetch_value(queries.LACKING_COUNT.format(table=table.name)))
+
+
+async def share(db: Database, table: Table, tenant: str, limit: int) -> dict[int, list[str]]:
+    """Paths of some files of the tenant that lack vectors, by repository; empty when none does."""
+    newest = await db.fetch_value(queries.NEWEST_FILE)
+    start = random.randint(0, newest)
+    found: dict[int, list[str]] = {}
+    for after, until in ((start, newest), (0, start)):
+        params = {"tenant": tenant, "after": after, "until": until, "limit": limit}
+        for row in await db.fetch(queries.LACKING_SHARE.format(table=table.name), params):
+            found.setdefault(row["repo_id"], []).append(row["path"])
+        limit -= sum(map(len, found.values()))
+        if limit <= 0:
+            break
+    return found
+
+
+async def serve(db: Database, table: Table) -> bool:
+    """Have these vectors answer if they are the wanted ones and complete; whether they do."""
+    return bool(await db.fetch_value(queries.SERVE, (table.id,)))
 
 
 async def fill(
@@ -280,7 +356,7 @@ async def fill(
         if time.monotonic() > ends:
             return made, False
     await db.execute(queries.SWEEP_VECTORS.format(table=table.name), params)
-    await db.fetch_value(queries.SERVE, (table.id,))
+    await serve(db, table)
     return made, True
 
 

@@ -1,4 +1,4 @@
--- Vectors: the table of each model, and which model answers.
+-- Vectors: the table of each model, which one is wanted, and which one answers.
 
 -- The row of a model, with its table made if there is none yet. With pgvector vectors are halfvec with an HNSW
 -- index; where the extension can't be had they are bytes, and whoever searches compares all of them.
@@ -12,9 +12,8 @@ BEGIN
     AND m.base_url IS NOT DISTINCT FROM p_base_url;
   IF FOUND THEN RETURN v_model; END IF;
   v_schema := cogo.pgvector_schema();
-  INSERT INTO cogo.kb_models (name, revision, dimension, base_url, pgvector, serving)
-  VALUES (p_name, p_revision, p_dimension, p_base_url, v_schema, NOT EXISTS (SELECT FROM cogo.kb_models m WHERE m.serving))
-  RETURNING * INTO v_model;
+  INSERT INTO cogo.kb_models (name, revision, dimension, base_url, pgvector)
+  VALUES (p_name, p_revision, p_dimension, p_base_url, v_schema) RETURNING * INTO v_model;
   v_table := 'kb_vectors_' || v_model.id;
   EXECUTE format($q$
     CREATE TABLE cogo.%1$I (
@@ -51,15 +50,58 @@ BEGIN
   RETURN NULL;
 END $$;
 
--- A model begins to answer when no chunk lacks its vector. The one that answered before goes with its vectors,
--- a minute later or with the first fill after that: a question may be on its way to them. True when p_id answers (already).
+-- From now on vectors of this model are to be made (NULL: of none, and words alone answer). Without p_change only
+-- if none is wanted yet. Returns the row of the one that is wanted.
+CREATE OR REPLACE FUNCTION cogo.want_model(p_id smallint, p_change boolean) RETURNS SETOF cogo.kb_models
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+BEGIN
+  PERFORM pg_advisory_xact_lock(hashtextextended('kb_models', 0));
+  IF p_change OR NOT EXISTS (SELECT FROM cogo.kb_models m WHERE m.wanted_at IS NOT NULL) THEN
+    UPDATE cogo.kb_models m SET wanted_at = NULL, serving = m.serving AND p_id IS NOT NULL,
+      retired_at = CASE WHEN m.serving AND p_id IS NOT NULL THEN NULL ELSE cogo.now() END
+    WHERE m.wanted_at IS NOT NULL AND m.id IS DISTINCT FROM p_id OR m.serving AND p_id IS NULL;
+    UPDATE cogo.kb_models m SET wanted_at = cogo.now(), retired_at = NULL WHERE m.id = p_id AND m.wanted_at IS NULL;
+  END IF;
+  RETURN QUERY SELECT * FROM cogo.kb_models m WHERE m.wanted_at IS NOT NULL;
+END $$;
+
+-- Send a message that looks for what lacks a vector of the wanted model: for one tenant, or (NULL) for each that
+-- lacks any. One that waits already will see what is committed now, since it looks after it was claimed: so
+-- there is never more than one to wait. Returns how many were sent.
+CREATE OR REPLACE FUNCTION cogo.want_vectors(p_tenant text) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
+DECLARE v_id smallint; v_tenants text[] := ARRAY[p_tenant]; v_count integer;
+BEGIN
+  SELECT m.id INTO v_id FROM cogo.kb_models m WHERE m.wanted_at IS NOT NULL;
+  IF NOT FOUND THEN RETURN 0; END IF;
+  IF p_tenant IS NULL THEN
+    EXECUTE format($q$SELECT array_agg(DISTINCT r.tenant) FROM cogo.kb_repos r WHERE EXISTS (
+      SELECT FROM cogo.kb_files f JOIN cogo.kb_chunks c ON c.file_id = f.id
+      WHERE f.repo_id = r.id AND c.digest IS NOT NULL AND NOT EXISTS (
+        SELECT FROM cogo.%I v WHERE v.file_id = c.file_id AND v.digest = c.digest))$q$, 'kb_vectors_' || v_id) INTO v_tenants;
+  END IF;
+  INSERT INTO public.agent_messages (service, role, tenant, priority, payload)
+  SELECT 'rag', 'embed', t.tenant, 3, '{"vectors": true}' FROM unnest(v_tenants) AS t(tenant)
+  WHERE NOT EXISTS (  -- twice, for an index each
+    SELECT FROM public.agent_messages m WHERE m.service = 'rag' AND m.role = 'embed' AND m.shard = 0 AND m.priority = 3
+      AND m.status = 'queued' AND m.retry_at IS NULL AND m.tenant = t.tenant AND m.payload = '{"vectors": true}')
+  AND NOT EXISTS (
+    SELECT FROM public.agent_messages m WHERE m.service = 'rag' AND m.role = 'embed' AND m.shard = 0 AND m.priority = 3
+      AND m.status = 'queued' AND m.retry_at IS NOT NULL AND m.tenant = t.tenant AND m.payload = '{"vectors": true}');
+  GET DIAGNOSTICS v_count = ROW_COUNT;
+  RETURN v_count;
+END $$;
+
+-- The wanted model begins to answer when it has vectors, and no chunk lacks one of all that was indexed before it was
+-- wanted (what came later gets its own as it comes). The one that answered before goes with its vectors, a minute
+-- later or with the first fill after that: a question may be on its way to them. True when p_id answers (already).
 CREATE OR REPLACE FUNCTION cogo.serve_vectors(p_id smallint) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = '' AS $$
-DECLARE v_lacking boolean; v_old smallint;
+DECLARE v_ready boolean; v_old smallint; v_wanted_at timestamptz;
 BEGIN
   BEGIN
     PERFORM set_config('lock_timeout', '2s', true);  -- the drop locks kb_files too: better later than a queue behind it
-    FOR v_old IN DELETE FROM cogo.kb_models m WHERE m.id <> p_id AND NOT m.serving
+    FOR v_old IN DELETE FROM cogo.kb_models m WHERE m.id <> p_id AND NOT m.serving AND m.wanted_at IS NULL
       AND m.retired_at < cogo.now() - interval '1 minute' RETURNING m.id LOOP
       EXECUTE format('DROP TABLE cogo.%I', 'kb_vectors_' || v_old);
     END LOOP;
@@ -67,9 +109,14 @@ BEGIN
   END;
   IF EXISTS (SELECT FROM cogo.kb_models m WHERE m.id = p_id AND m.serving) THEN RETURN true; END IF;
   PERFORM pg_advisory_xact_lock(hashtextextended('kb_models', 0));
-  EXECUTE format($q$SELECT EXISTS (SELECT FROM cogo.kb_chunks c WHERE c.digest IS NOT NULL AND NOT EXISTS (
-    SELECT FROM cogo.%I v WHERE v.file_id = c.file_id AND v.digest = c.digest))$q$, 'kb_vectors_' || p_id) INTO v_lacking;
-  IF v_lacking THEN RETURN false; END IF;
+  SELECT m.wanted_at INTO v_wanted_at FROM cogo.kb_models m WHERE m.id = p_id AND m.wanted_at IS NOT NULL;
+  IF NOT FOUND THEN RETURN false; END IF;
+  EXECUTE format($q$SELECT EXISTS (SELECT FROM cogo.%1$I) AND NOT EXISTS (
+    SELECT FROM cogo.kb_files f JOIN cogo.kb_chunks c ON c.file_id = f.id
+    WHERE f.indexed_at <= $1 AND c.digest IS NOT NULL AND NOT EXISTS (
+      SELECT FROM cogo.%1$I v WHERE v.file_id = c.file_id AND v.digest = c.digest))$q$, 'kb_vectors_' || p_id)
+    INTO v_ready USING v_wanted_at;
+  IF NOT v_ready THEN RETURN false; END IF;
   UPDATE cogo.kb_models SET serving = false, retired_at = cogo.now() WHERE serving;
   UPDATE cogo.kb_models SET serving = true, retired_at = NULL WHERE id = p_id;
   RETURN true;

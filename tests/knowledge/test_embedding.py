@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+import importlib.machinery
+import importlib.util
+import sys
+import types
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 
@@ -11,9 +15,11 @@ import numpy as np
 import pytest
 from embedding_hands import MINILM, FakeServer, hashed, models_home
 
-from cogo import Retry
+from cogo import Database, Retry
+from cogo.core import settings
 from cogo.core.errors import ModelUnavailable
-from cogo.knowledge.embedding import Model, install, local, open_embedder, remote
+from cogo.knowledge import vectors
+from cogo.knowledge.embedding import Model, hub, install, local, open_embedder, remote
 
 pytestmark = pytest.mark.timeout(240)  # the first test of a fresh environment installs the model
 
@@ -111,6 +117,56 @@ def test_what_is_installed_is_not_fetched_again(monkeypatch: pytest.MonkeyPatch)
     assert install.install("minilm", home) == MINILM
 
 
+# -- models of a hub --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("library", hub.LIBRARIES)
+def test_a_library_that_is_missing_is_named_with_its_extra(library: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(library.replace("-", "_")):
+        pytest.skip("it is installed here")
+    with pytest.raises(ModelUnavailable, match=f"{library} is missing") as raised:
+        open_embedder(Model(f"{library}:some/model", 384), tmp_path)
+    assert f"cogo-agents[{library}]" in raised.value.next_step
+
+
+class Hub:
+    """Stands for both libraries, whose models come from the network: the calls that are made of them."""
+
+    def __init__(self, name: str = "", **places: str) -> None:
+        given = places.pop("model_name", name)
+        assert next(iter(places.values())).endswith(("models/fastembed", "models/sentence-transformers"))
+        if given != "BAAI/bge-small":
+            raise ValueError(f"Model {given} is not supported")
+
+    def embed(self, texts: list[str], batch_size: int) -> Iterator[np.ndarray]:
+        assert batch_size
+        return (np.array(hashed(text)) for text in texts)
+
+    def encode(self, texts: list[str], batch_size: int, *, show_progress_bar: bool) -> np.ndarray:
+        assert batch_size
+        assert not show_progress_bar
+        return np.array([hashed(text) for text in texts])
+
+
+@pytest.mark.parametrize("library", hub.LIBRARIES)
+async def test_a_hubs_model_gives_each_text_its_vector(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = types.ModuleType(library.replace("-", "_"))
+    package.__spec__ = importlib.machinery.ModuleSpec(package.__name__, None)
+    package.TextEmbedding = package.SentenceTransformer = Hub  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    embedder = open_embedder(Model(f"{library}:BAAI/bge-small", 8), tmp_path)
+    vectors = await embedder.embed(TEXTS)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        wanted = np.array(hashed(text), np.float32)
+        assert vector == pytest.approx(wanted / np.linalg.norm(wanted), rel=1e-5)
+    with pytest.raises(ModelUnavailable, match="vectors of 8 numbers, 384 are set"):
+        await open_embedder(Model(f"{library}:BAAI/bge-small", 384), tmp_path).embed(["text"])
+    with pytest.raises(ModelUnavailable, match="can't be loaded: ValueError: Model mistyped"):
+        await open_embedder(Model(f"{library}:mistyped", 8), tmp_path).embed(["text"])
+
+
 # -- a server's model -------------------------------------------------------------------------
 
 
@@ -161,3 +217,20 @@ async def test_a_server_that_answers_otherwise_than_it_should_is_not_believed(
         with pytest.raises(ModelUnavailable, match="refuses hashes") as raised:
             await embedder.embed(["one"])
         assert "COGO_EMBED_API_KEY" in raised.value.next_step
+
+
+async def test_a_server_gets_the_key_of_the_settings(
+    database: Database, closing: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenAI's own key goes to OpenAI alone; `cogo config` says that a key is set, not which."""
+    monkeypatch.setenv("COGO_EMBED_API_KEY", "of-the-environment")
+    loaded = settings.load(environ={"COGO_EMBED_API_KEY": "sesame", "OPENAI_API_KEY": "openais"})
+    shown = {row.env: row.value for row in settings.rows(loaded)}
+    assert (shown["COGO_EMBED_API_KEY"], shown["OPENAI_API_KEY"]) == ("***", "***")
+    async with FakeServer().running() as server:
+        attached = vectors.attach(database, loaded.settings)
+        closing.push_async_callback(attached.aclose)
+        await attached.embedder(server.model()).embed(["text"])
+        attached.keys = {"OPENAI_API_KEY": "openais"}
+        await attached.embedder(server.model("other")).embed(["text"])
+        assert server.keys == ["Bearer sesame", "Bearer none"]

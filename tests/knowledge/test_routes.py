@@ -44,6 +44,9 @@ async def test_search_answers_each_query(client: httpx.AsyncClient) -> None:
     assert hit["scores"] == {"lexical": hit["score"], "dense": None}
     assert second == {"query": "nothing of the sort", "hits": []}
     assert len(third["hits"]) == 2
+    said = answer.json()["vectors"]
+    assert (said["model"], said["used"]) == (None, False)
+    assert "no model has made the vectors" in said["why"]
 
 
 async def test_search_takes_a_scope_and_explains(client: httpx.AsyncClient) -> None:

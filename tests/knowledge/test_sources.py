@@ -117,6 +117,121 @@ async def test_many_edits_in_one_transaction_are_one_message(notes: Database) ->
     assert await documents(notes) == {"public.notes/1": "9"}
 
 
+async def test_ten_statements_before_anybody_looks_are_one_message(notes: Database) -> None:
+    """Also from ten connections; what changes after it was claimed gives another one."""
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'a'), (2, 'b')")
+    await drain(notes)
+    for n in range(10):
+        await notes.execute("UPDATE public.notes SET body = %s WHERE id = 1", (str(n),))
+    assert [row["payload"]["ids"] for row in await messages(notes)] == [["1"]]
+    await notes.execute("UPDATE public.agent_messages SET status = 'claimed'")
+    for n in range(10):
+        await notes.execute("UPDATE public.notes SET body = %s WHERE id = 1", (f"later {n}",))
+    await notes.execute("UPDATE public.notes SET body = 'c' WHERE id = 2")
+    assert [row["payload"]["ids"] for row in await messages(notes)] == [["1"], ["1"], ["2"]]
+
+
+async def test_a_change_that_is_not_committed_yet_holds_its_message_back(notes: Database) -> None:
+    """Who claims the message that it relies on would read the old row, and nobody would be told again."""
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'old')")
+    claim = "SELECT id FROM cogo.claim('rag', 'embed', 0, 10, 'hand', 1, 60000, ARRAY[0, 0, 0, 0]) WHERE id IS NOT NULL"
+    async with notes.transaction() as conn:
+        await conn.execute("UPDATE public.notes SET body = 'new' WHERE id = 1")
+        assert await notes.fetch(claim) == []
+    assert len(await notes.fetch(claim)) == 1
+    assert await drain(notes) == [["1"]]
+    assert await documents(notes) == {"public.notes/1": "new"}
+
+
+async def test_a_row_that_is_at_work_makes_no_writer_wait(notes: Database) -> None:
+    """Neither one that is being claimed now, nor another transaction's message for the same row."""
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'one')")
+    async with notes.transaction() as claiming:
+        await claiming.execute("SELECT FROM public.agent_messages FOR UPDATE")
+        with anyio.fail_after(5):
+            await notes.execute("UPDATE public.notes SET body = 'two' WHERE id = 1")
+    assert len(await messages(notes)) == 2
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+async def test_a_strict_transaction_does_not_fail_for_a_message(notes: Database, level: str) -> None:
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'one')")
+    async with notes.transaction() as conn:
+        await conn.execute(f"SET TRANSACTION ISOLATION LEVEL {level}")
+        await conn.execute("SELECT count(*) FROM public.notes")
+        await notes.execute("UPDATE public.agent_messages SET status = 'claimed'")
+        for n in range(3):
+            await conn.execute("UPDATE public.notes SET body = %s WHERE id = 1", (str(n),))
+    assert [row["payload"]["ids"] for row in await messages(notes)] == [["1"], ["1"]]
+
+
+async def test_ten_edits_are_embedded_once(rag: Bus, notes: Database) -> None:
+    """Counted at the writing end, while the role is paused and after it goes on."""
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'first')")
+    await eventually_async(lambda: holds(notes, "first"))
+    await notes.execute("SELECT cogo.pause('rag', 'embed', NULL, 'test')")
+    for n in range(10):
+        await notes.execute("UPDATE public.notes SET body = %s WHERE id = 1", (f"edit {n}",))
+    await notes.execute("SELECT cogo.resume('rag', 'embed', NULL, 'test')")
+    await eventually_async(lambda: holds(notes, "edit 9"))
+    ended = "SELECT result_snippet FROM public.agent_messages WHERE status = 'done'"
+    reports = [msgspec.json.decode(row["result_snippet"]) for row in await notes.fetch(ended)]
+    assert [report["files"] for report in reports] == [1, 1], "the insert, and ten edits at once"
+
+
+async def holds(db: Database, text: str) -> bool:
+    return text in (await documents(db)).values()
+
+
+async def test_a_truncated_tables_documents_leave_the_index(notes: Database) -> None:
+    await sources.follow(notes, [sources.parse("public.notes:id:body:owner")])
+    await notes.execute("INSERT INTO public.notes SELECT i, 'text', 'acme' FROM generate_series(1, 3) i")
+    await notes.execute("INSERT INTO public.notes VALUES (4, 'text', 'other')")
+    await drain(notes)
+    await notes.execute("TRUNCATE public.notes")
+    assert sorted(await drain(notes)) == [["1", "2", "3"], ["4"]]
+    assert await documents(notes, "acme") == {}
+    assert await documents(notes, "other") == {}
+    await notes.execute("TRUNCATE public.notes")
+    assert await messages(notes) == []
+
+
+async def test_ten_thousand_rows_in_one_statement_are_messages_of_bounded_size(notes: Database) -> None:
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes SELECT i, 'text' FROM generate_series(1, 10000) i")
+    found = await messages(notes)
+    assert [len(row["payload"]["ids"]) for row in found] == [500] * 20
+    assert len({id for row in found for id in row["payload"]["ids"]}) == 10_000
+
+
+async def test_a_table_that_changed_under_us_says_so(notes: Database) -> None:
+    """Its writers are never refused; what can't be read fails with what to do; the table is listed as broken."""
+    await sources.follow(notes, [SOURCE])
+    await notes.execute("INSERT INTO public.notes VALUES (1, 'one')")
+    await drain(notes)
+    assert await sources.followed(notes) == {"public.notes": None}
+    await notes.execute("ALTER TABLE public.notes RENAME body TO words")
+    await notes.execute("UPDATE public.notes SET words = 'two'")
+    with pytest.raises(errors.TaskInvalid, match="no column body"):
+        await drain(notes)
+    assert await sources.followed(notes) == {"public.notes": "column body"}
+    await notes.execute("DELETE FROM public.agent_messages")
+    await notes.execute("ALTER TABLE public.notes RENAME id TO number")
+    await notes.execute("UPDATE public.notes SET words = 'three'")  # with a WARNING
+    assert await messages(notes) == []
+    await notes.execute("DROP TABLE public.notes")
+    with pytest.raises(errors.TaskInvalid, match="no such table") as raised:
+        await index.index_rows(notes, "default", "public.notes", ["1"])
+    assert "rag-dispatcher" in raised.value.next_step
+    await sources.follow(notes, [])
+    assert await sources.followed(notes) == {}
+
+
 async def test_what_a_table_holds_already_is_told_once(notes: Database) -> None:
     await notes.execute("INSERT INTO public.notes SELECT i, 'text' FROM generate_series(1, 600) i")
     assert await sources.follow(notes, [SOURCE]) == 2
@@ -174,6 +289,32 @@ async def test_the_specifications_tables_are_followed_where_they_exist(database:
     await database.execute("INSERT INTO public.vector_documents VALUES (%s, 'text', 'acme')", (id,))
     assert await drain(database) == [[id]]
     assert await documents(database, "acme") == {f"public.vector_documents/{id}": "text"}
+
+
+async def test_rows_of_code_are_cut_as_code(database: Database) -> None:
+    """By the language that a column names, else by the path's ending; a row of another language is cut anew."""
+    await database.execute(
+        "CREATE TABLE public.code_vectors (id int, content text, path text, language text)"
+    )
+    await sources.follow(database, [])
+    code = "# a note\n\ndef moor():\n    pass\n\n\nclass Berth:\n    pass\n"
+    await database.execute(
+        "INSERT INTO public.code_vectors VALUES (1, %(c)s, 'a.py', NULL), (2, %(c)s, NULL, 'Python'),"
+        " (3, %(c)s, 'a.py', 'py'), (4, %(c)s, NULL, NULL), (5, %(c)s, 'a.md', 'cobol')",
+        {"c": code},
+    )
+    await drain(database)
+    names = (
+        "SELECT f.path, f.lang, array_agg(c.qualname ORDER BY c.ord) AS names FROM cogo.kb_files f"
+        " JOIN cogo.kb_chunks c ON c.file_id = f.id GROUP BY 1, 2 ORDER BY 1"
+    )
+    python = ("python", ["", "moor", "Berth"])
+    assert [(row["lang"], row["names"]) for row in await database.fetch(names)] == [
+        python, python, python, ("text", [""]), ("cobol", [""]),
+    ]  # fmt: skip
+    await database.execute("UPDATE public.code_vectors SET language = 'python' WHERE id = 4")
+    await drain(database)
+    assert (await database.fetch(names))[3]["lang"] == "python"
 
 
 async def test_odd_names_are_quoted(database: Database) -> None:

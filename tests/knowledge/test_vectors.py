@@ -183,6 +183,7 @@ async def test_a_new_model_fills_while_the_old_one_answers(
     old, new = server.model("old"), server.model("new")
     for name in ("one", "two"):
         await filled(database, name, old)
+    await vectors.table_of(database, new, change=True)
     await filled(database, "one", new)
     serving = await attached.serving()
     assert serving is not None
@@ -195,6 +196,7 @@ async def test_a_new_model_fills_while_the_old_one_answers(
     assert serving.model == new
     aged = "UPDATE cogo.kb_models SET retired_at = now() - interval '2 minutes' WHERE NOT serving"
     for model in (old, new):  # back again, though the old one could have gone by now
+        await vectors.table_of(database, model, change=True)
         for name in ("one", "two"):
             await database.execute(aged)
             await filled(database, name, model)

@@ -112,6 +112,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ingress_depth_max: Annotated[int, Meta(ge=1), Env("INGRESS_DEPTH_MAX")] = 100_000
     artifacts_base: Annotated[str | None, Env("ARTIFACTS_BASE")] = None
 
+    # Keys of servers that plugins call: here, since a plugin's table knows no secrets. Each is read by its name.
+    embed_api_key: Annotated[Secret | None, Env("COGO_EMBED_API_KEY")] = None
+    openai_api_key: Annotated[Secret | None, Env("OPENAI_API_KEY")] = None
+
     plugins: dict[str, dict[str, Any]] = {}
     """The `[plugins.<name>]` tables, undecoded: each plugin's own Struct reads its table."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol
 
@@ -17,7 +17,7 @@ class Model(msgspec.Struct, frozen=True):
     """Which model vectors come from; two of different models can't be compared."""
 
     name: str
-    """`minilm`, or a model of an OpenAI-compatible server."""
+    """`minilm`, `fastembed:NAME`, `sentence-transformers:NAME`, or a model of an OpenAI-compatible server."""
     dimension: Annotated[int, msgspec.Meta(ge=1, le=4_000)]
     revision: str = "1"
     """Changes whenever the same text would get another vector."""
@@ -39,12 +39,19 @@ class Embedder(Protocol):
         ...
 
 
-def open_embedder(model: Model, data_dir: Path) -> Embedder:
-    """The embedder of this model. Raises ModelUnavailable."""
-    if model.base_url is None:
-        from . import local  # onnxruntime takes 0.1 s and 40 MB
+def open_embedder(model: Model, data_dir: Path, keys: Mapping[str, str] | None = None) -> Embedder:
+    """The embedder of this model; `keys` by their environment names (None: the environment's own).
 
-        return local.LocalEmbedder(data_dir, model)
-    from . import remote
+    Raises ModelUnavailable.
+    """
+    from . import hub
 
-    return remote.RemoteEmbedder(model)
+    if model.base_url is not None:
+        from . import remote
+
+        return remote.RemoteEmbedder(model, keys)
+    if model.name.partition(":")[0] in hub.LIBRARIES:
+        return hub.HubEmbedder(data_dir, model)
+    from . import local  # onnxruntime takes 0.1 s and 40 MB
+
+    return local.LocalEmbedder(data_dir, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 KEYS: Final = ("COGO_EMBED_API_KEY", "OPENAI_API_KEY")
-"""Environment names of the key, the first that is set counts; the second is sent to OpenAI alone. Servers without keys take any."""
+"""Names of the key among the settings, the first that is set counts; the second is sent to OpenAI alone. Servers without keys take any."""
 BATCH: Final = 128
 TIMEOUT_S: Final = 60.0
 RETRIES: Final = 2
@@ -29,7 +29,7 @@ PUT_OFF_S: Final = 20.0
 class RemoteEmbedder:
     """One client; the requests of one call go one after the other, calls side by side."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, keys: Mapping[str, str] | None = None) -> None:
         try:
             from openai import AsyncOpenAI  # 0.7 s, which only processes that embed this way should spend
         except ImportError:
@@ -38,8 +38,9 @@ class RemoteEmbedder:
             ) from None
         self.model = model
         # The address comes from the database: OpenAI's key goes to OpenAI alone.
-        keys = KEYS if str(model.base_url).startswith("https://api.openai.com/") else KEYS[:1]
-        key = next((os.environ[name] for name in keys if os.environ.get(name)), "none")
+        names = KEYS if str(model.base_url).startswith("https://api.openai.com/") else KEYS[:1]
+        given = os.environ if keys is None else keys
+        key = next((given[name] for name in names if given.get(name)), "none")
         self._client = AsyncOpenAI(
             base_url=model.base_url, api_key=key, timeout=TIMEOUT_S, max_retries=RETRIES
         )

@@ -10,7 +10,7 @@ from litestar import Request, get, post
 from litestar.params import JSONBody
 
 from cogo import errors
-from cogo.knowledge import search
+from cogo.knowledge import search, vectors
 from cogo.web import Tenant, db_of, principal_of, tenants_of, unless_over, viewer
 
 QUERY_MAX = 8_000
@@ -33,7 +33,10 @@ class SearchRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 @post("/api/knowledge/search", guards=[viewer], status_code=200)
 async def search_route(request: Request[Any, Any, Any], data: JSONBody[SearchRequest]) -> dict[str, Any]:
-    """Per query its hits, best first; lines are 1-based and inclusive. `explain` adds how they came about."""
+    """Per query its hits, best first; lines are 1-based and inclusive. `explain` adds how they came about.
+
+    `vectors` says whether they had a say, and why not.
+    """
     if len(data.queries) * data.k > HITS_MAX:
         raise errors.Invalid(f"queries times k is more than {HITS_MAX:,} hits: send them in several requests")
     tenants = principal_of(request).narrowed(data.tenant)
@@ -43,7 +46,10 @@ async def search_route(request: Request[Any, Any, Any], data: JSONBody[SearchReq
         "results": [
             {"query": query, "hits": [_shown(hit, explain=data.explain) for hit in hits]}
             for query, hits in zip(data.queries, found, strict=False)
-        ]
+        ],
+        "vectors": await vectors.account(
+            db_of(request), used=any(hit.by_vectors for hits in found for hit in hits)
+        ),
     }
 
 
