@@ -178,9 +178,13 @@ def _confidence(hit: search.Hit, words: int) -> float:
 
 def essence(question: str) -> str:
     """The question without the words by which one asks; all of it when nothing else is left."""
+    return _essence(question) or question
+
+
+def _essence(question: str) -> str:
     words = re.findall(r"[^\W_]+(?:[_.][^\W_]+)*", question)
     kept = (w for w in words if w.lower() not in _ASKING and not w.startswith(_ASKING_KOREAN))
-    return " ".join(kept) or question
+    return " ".join(kept)
 
 
 def wordings(question: str, before: str) -> list[str]:
@@ -192,8 +196,9 @@ def wordings(question: str, before: str) -> list[str]:
     own = essence(question)
     if not before:
         return [own]
-    both = f"{own} {before[:BEFORE_MAX]}"
-    return [both, own] if _REFERRING.search(question) or len(set(tokens.terms(own))) < 2 else [own, both]
+    bare, referring = _REFERRING.subn(" ", question)
+    both = f"{_essence(bare)} {before[:BEFORE_MAX]}".strip()
+    return [both, own] if referring or len(set(tokens.terms(own))) < 2 else [own, both]
 
 
 def distinct(hits: Any) -> list[search.Hit]:
