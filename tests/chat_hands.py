@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import uvicorn
 from helpers import eventually_async
@@ -87,7 +88,7 @@ class FakeChat:
                 await anyio.sleep_forever()
             yield event(body, [choice({"content": piece})])
         while script.endless:
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             yield event(body, [choice({"content": " and so on"})])
         if script.garbage is not None:
             yield f"data: {script.garbage}\n\n".encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,7 @@ import msgspec
 from cogo import errors
 
 from .prompt import Messages
-from .settings import ChatSettings
+from .settings import ChatSettings, cost_of
 
 if TYPE_CHECKING:
     import openai
@@ -33,6 +34,7 @@ STRAY_PIECES: Final = 16
 BYTES_PER_TOKEN: Final = 64
 """A text of more bytes for each token that was allowed is not what was asked for."""
 
+_log = logging.getLogger("cogo.knowledge")
 _REASONS: Final = {401: "model_unauthorized", 403: "model_unauthorized", 404: "model_unknown"}
 _AGAIN: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
 
@@ -157,9 +159,10 @@ def _refused(error: openai.APIStatusError) -> Failed:
 def _retry_after(response: Any) -> float:
     """What the server asks for, in seconds; a date is taken as not given."""
     try:
-        return max(float(response.headers["retry-after"]), 0.0)
+        asked = float(response.headers["retry-after"])
     except (KeyError, ValueError):
         return AGAIN_S
+    return asked if asked >= 0 else AGAIN_S
 
 
 # -- one for a process --------------------------------------------------------------------------
@@ -173,6 +176,10 @@ async def attached(db: Database, settings: ChatSettings) -> AsyncIterator[None]:
     if settings.model is None and not settings.models:
         yield
         return
+    for model in dict.fromkeys(filter(None, (settings.model, *settings.models))):
+        if cost_of(settings, model) is None:
+            _log.warning("nobody knows what %s costs at %s, so it won't be asked: set `prices` in [plugins.gateway]",
+                         model, settings.base_url)  # fmt: skip
     endpoint = _ATTACHED[db] = Endpoint(settings)
     try:
         yield

@@ -31,6 +31,8 @@ SPARE_S: Final = 1.0
 """Of the request's time, for what comes after the model."""
 LEAST_S: Final = 1.0
 """A model that has less time is not asked."""
+PATIENCE_S: Final = 10.0
+"""A server that asks for a longer pause is not waited for: a person waits."""
 LEAST_OUTPUT: Final = 64
 """Tokens; an answer that must be shorter is not asked for."""
 DRAWS: Final = 3
@@ -155,14 +157,15 @@ def _left_s(ctx: Context) -> float:
 
 
 async def _asked(endpoint: Endpoint, model: str, call: _Call, voice: _Voice, time_s: float) -> Reply | Failed:
-    """Ask, and once more when the server says that it may help and there is time: a person waits."""
+    """Ask, and once more when that may help and there is time."""
     ends = time.monotonic() + time_s
     for again in (True, False):
         try:
             return await endpoint.write(model, call.messages, call.made, voice.say)
         except Failed as failed:
             wait_s = failed.again_s
-            if not again or wait_s is None or time.monotonic() + wait_s + LEAST_S > ends:
+            patience_s = min(PATIENCE_S, ends - time.monotonic() - LEAST_S)
+            if not again or wait_s is None or wait_s > patience_s:
                 return failed
         await anyio.sleep(wait_s)
     raise AssertionError
