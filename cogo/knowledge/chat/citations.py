@@ -18,16 +18,20 @@ from .prompt import Source
 CITATIONS_MAX: Final = 100
 CITED_AT_ONCE: Final = 50
 """Numbers of one statement that are looked at."""
+QUOTES_MAX: Final = 50
+"""A statement with more quotes than that is not checked: its citations don't hold."""
+ROUNDS: Final = 5
 
-# Code first: a bracket in it is no citation. A sentence doesn't end before the citation that belongs to it.
+# Code first: a bracket in it is no citation. A sentence doesn't end before the citation that belongs to it. White
+# space is matched possessively: a model that writes 60,000 spaces must not keep the loop busy.
 _TOKEN = re.compile(
     r"(?P<fence>```[^\n`]*\n?(?P<block>.*?)(?:```|\Z))"
     r"|(?P<tick>`(?P<code>[^`\n]+)`)"
-    r"|(?P<cite>[\[【]\s*\d{1,6}(?:\s*[,;–-]\s*\d{1,6})*\s*[\]】])"
-    r"|(?P<end>\n+|(?<=[.!?。！？])\s+(?!\s*[\[【]\s*\d))",
+    r"|(?P<cite>[\[【]\s*+\d{1,6}(?:\s*+[,;–-]\s*+\d{1,6})*\s*+[\]】])"
+    r"|(?P<end>\n+|(?<=[.!?。！？])\s++(?![\[【]\s*+\d))",
     re.DOTALL,
 )
-_QUOTED = re.compile(r"“([^”]+)”|«([^»]+)»|「([^」]+)」|\"([^\"\n]+)\"")
+_QUOTED = re.compile(r"“([^“”]+)”|«([^«»]+)»|「([^「」]+)」|\"([^\"\n]+)\"")
 _ELLIPSIS = re.compile(r"…|\.\.\.")
 _NUMBER = re.compile(r"(\d+)(?:\s*[–-]\s*(\d+))?")
 
@@ -43,19 +47,31 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 def check(text: str, sources: Sequence[Source]) -> Checked:
-    """Keep the citations that hold."""
+    """Keep the citations that hold; none of a text that nests them deeper than anybody writes."""
+    removed = 0
+    for _ in range(ROUNDS):
+        found = _check(text, sources)
+        removed += found.removed
+        if not found.removed:
+            return Checked(found.text, found.citations, removed)
+        text = found.text  # taking one out can make another of what stood around it: `[1[9]]`
+    return Checked(text, [], removed)
+
+
+def _check(text: str, sources: Sequence[Source]) -> Checked:
     known = {source.number: source for source in sources}
+    has = {source.number: _even(f"{source.text}\n{source.head}") for source in sources}
     written, removed = "", 0
     citations: dict[answers.Citation, None] = {}
     for statement in _statements(text):
         cited = [n for kind, piece in statement if kind == "cite" for n in numbers(piece)]
         quotes = _quotes(statement)
         real = [known[n] for n in dict.fromkeys(cited) if n in known][:CITED_AT_ONCE]
-        if not all(any(_says(source, quote) for source in real) for quote in quotes):
+        if len(quotes) > QUOTES_MAX or not all(any(_says(has[s.number], q) for s in real) for q in quotes):
             real = []
         kept = {source.number for source in real}
         said = "".join(piece for kind, piece in statement if kind != "cite")
-        for source in real:
+        for source in real if len(citations) < CITATIONS_MAX else ():
             citations[_citation(source, said, quotes)] = None
         removed += sum(n not in kept for n in cited)
         written += _without(statement, kept)
@@ -64,7 +80,7 @@ def check(text: str, sources: Sequence[Source]) -> Checked:
 
 def plain(text: str) -> str:
     """A text without its citations: their numbers mean nothing later in a conversation."""
-    return "".join(_without(statement, set()) for statement in _statements(text)).strip()
+    return check(text, ()).text
 
 
 def numbers(cite: str) -> list[int]:
@@ -106,9 +122,8 @@ def _quotes(statement: list[tuple[_Kind, str]]) -> list[str]:
     return found
 
 
-def _says(source: Source, quote: str) -> bool:
-    """Whether the quote stands in the source or its heading, whatever the white space; an ellipsis leaves out."""
-    has = _even(f"{source.text}\n{source.head}")
+def _says(has: str, quote: str) -> bool:
+    """Whether the quote stands in a source or its heading, whatever the white space; an ellipsis leaves out."""
     return all(_even(part).strip(" .,;:") in has for part in _ELLIPSIS.split(quote))
 
 

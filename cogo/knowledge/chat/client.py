@@ -69,11 +69,12 @@ class Endpoint:
                 "[plugins.gateway] names a model, and openai is missing",
                 hint="pip install 'cogo-agents[llm]'",
             ) from None
-        host = urlsplit(settings.base_url).hostname
-        keys = KEYS if host == "api.openai.com" else KEYS[:1]
+        at = urlsplit(settings.base_url)
+        to_openai = (at.scheme, at.hostname) == ("https", "api.openai.com")
+        keys = KEYS if to_openai else KEYS[:1]
         key = next((os.environ[name] for name in keys if os.environ.get(name)), "none")
         # OpenAI's newer models refuse the old name, most other servers don't know the new one.
-        self._limit = "max_completion_tokens" if host == "api.openai.com" else "max_tokens"
+        self._limit = "max_completion_tokens" if to_openai else "max_tokens"
         self._client = AsyncOpenAI(
             base_url=settings.base_url, api_key=key, max_retries=0,
             timeout=httpx2.Timeout(settings.idle_s, connect=min(CONNECT_S, settings.idle_s)),
