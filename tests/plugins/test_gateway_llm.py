@@ -1,6 +1,6 @@
 """Proves that a real model behind a real server is asked, streamed, counted and checked (make test-llm).
 
-SmolLM2 with 135 million parameters cites when it feels like it. So what it says is not judged: either its citations hold,
+SmolLM2 with 135 million parameters seldom cites. So what it says is not judged: either its citations hold,
 or the answer that quotes is given instead.
 """
 
