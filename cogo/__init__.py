@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .client import connect, connect_sync, enqueue, serve
     from .core import errors, upkeep
     from .core.bus import Bus, Chunk
-    from .core.context import Context, Transaction
+    from .core.context import Context, Reservation, Transaction
     from .core.db import Database
     from .core.db import json as Json  # noqa: N812 (the name of a value, not of a function)
     from .core.model import (
@@ -46,6 +46,7 @@ __all__ = [
     "Lane",
     "Message",
     "Reject",
+    "Reservation",
     "Result",
     "Retry",
     "Role",
@@ -71,6 +72,7 @@ _HOME = {
     "Bus": ".core.bus",
     "Chunk": ".core.bus",
     "Context": ".core.context",
+    "Reservation": ".core.context",
     "Transaction": ".core.context",
     "Database": ".core.db",
     "Json": ".core.db:json",

@@ -34,7 +34,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "ask": ("cogo.commands.knowledge:ask", "Ask a question; the answer cites file:line."),
         "search": ("cogo.commands.knowledge:search", "Search the index for ranked spans."),
         "models": ("cogo.commands.models:models", "Install the models that run in the process."),
-        "kg": ("cogo.commands.kg:kg", "Look at the code graph: who imports, who calls, what breaks, reports and exports."),
+        "kg": (
+            "cogo.commands.kg:kg",
+            "Look at the code graph: who imports, who calls, what breaks, reports and exports.",
+        ),
     },
     "Bus": {
         "send": ("cogo.commands.bus:send", "Put a message on the bus."),

@@ -63,6 +63,11 @@ class MemoryBus:
             self._recorder.spent_usd, self._recorder.spent_tokens = spent
         return {"ok": ok, "left_cost_usd": left[0], "left_tokens": left[1]}
 
+    async def refund(self, _root_id: int, _id: int, _fence: int, cost_usd: float, tokens: int) -> bool:
+        self._recorder.spent_usd -= cost_usd
+        self._recorder.spent_tokens -= tokens
+        return True
+
     async def extend(self, _message_id: int, _fence: int, _seconds: float) -> bool:
         return True
 

@@ -95,8 +95,13 @@ def _home() -> Path:
 
 
 @asynccontextmanager
-async def process(dsn: str, roles: Sequence[Role | str], **changes: Any) -> AsyncIterator[Runtime]:
-    """A process without HTTP in a task of this test; stopped and drained at the end."""
+async def process(
+    dsn: str, roles: Sequence[Role | str], *, plugins: dict[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[Runtime]:
+    """A process without HTTP in a task of this test; stopped and drained at the end.
+
+    `plugins` are the `[plugins.<name>]` tables.
+    """
     stop, ready = anyio.Event(), anyio.Event()
     found: list[Runtime] = []
 
@@ -107,7 +112,7 @@ async def process(dsn: str, roles: Sequence[Role | str], **changes: Any) -> Asyn
     names = tuple(role for role in roles if isinstance(role, str))
     inline = [role for role in roles if isinstance(role, Role)]
     settings = msgspec.structs.replace(
-        fast_settings(**changes).settings, database_url=Secret(dsn), roles=names
+        fast_settings(**changes).settings, database_url=Secret(dsn), roles=names, plugins=plugins or {}
     )
 
     async with anyio.create_task_group() as tasks:

@@ -61,6 +61,7 @@ async def index(path: Path, *, name: str | None, tenant: str, as_json: bool) -> 
 )
 @click.option("--repo", help="Only the repository of this name, as `cogo index` named it.")
 @click.option("-k", "k", type=click.IntRange(1, 50), default=6, show_default=True, help="Spans to read.")
+@click.option("--conversation", help="Follow the earlier questions of this name (any of your choice).")
 @click.option("--stream", is_flag=True, help="Print the answer as it is written.")
 @click.option(
     "--wait", "wait_s", type=click.FloatRange(min=0.1), default=60.0, show_default=True, help="Seconds."
@@ -72,6 +73,7 @@ async def ask(
     path: Path | None,
     repo: str | None,
     k: int,
+    conversation: str | None,
     stream: bool,
     wait_s: float,
     tenant: str,
@@ -80,14 +82,18 @@ async def ask(
     """Ask a question; the answer cites file:line.
 
     Goes the whole way: orchestrator/decide, orchestrator/execute, gateway/chat. Without a language
-    model the answer is extractive and says so. Exit code 1 when nothing was found or the work failed.
+    model the answer is extractive and says so. With --conversation "and who calls it?" is understood from
+    the question before. Exit code 1 when nothing was found or the work failed.
     """
     import cogo
 
     async with cogo.connect() as bus:
         await work.need_lanes(bus, ASK_LANES)
         name = repo or (await work.repo_name(bus, path.resolve(), tenant) if path else None)
-        task = {"intent": "chat", "payload": {"question": question, "repo": name, "k": k}}
+        payload = {"question": question, "repo": name, "k": k}
+        if conversation is not None:
+            payload["conversation_id"] = conversation
+        task = {"intent": "chat", "payload": payload}
         sent = await bus.enqueue(f"orchestrator/decide/0@{tenant}", task)
         if stream and not as_json:
             await print_stream(bus, sent, wait_s)
@@ -105,13 +111,18 @@ async def ask(
 
 
 async def print_stream(bus: Bus, message_id: int, wait_s: float) -> None:
-    """Print the pieces of the answer as the last hop writes them."""
+    """Print the pieces of the answer as the last hop writes them; one that replaces them on a line of its own."""
     with_text = ("token", "text", "answer")
+    began = False
     target = await work.last_hop(bus, message_id, ASK_LANES[-1], wait_s)
     async for chunk in bus.chunks(target, timeout_s=wait_s):
         text = chunk.data.get("text") if isinstance(chunk.data, dict) else chunk.data
         if chunk.kind in with_text and isinstance(text, str):
+            if began and isinstance(chunk.data, dict) and chunk.data.get("replace"):
+                click.echo()
+                note("  (instead, after a look at its citations:)")
             click.echo(text, nl=False)
+            began = True
     click.echo()
 
 
@@ -119,19 +130,37 @@ def show_answer(value: dict[str, Any], *, already: bool) -> None:
     if not value.get("found"):
         say("Not found: nothing that is indexed answers that.")
         return
+    answer, citations = str(value.get("answer") or ""), value.get("citations") or []
     if not already:
-        for paragraph in str(value.get("answer") or "").splitlines():
+        for paragraph in answer.splitlines():
             say(textwrap.fill(paragraph, 100))
-    for place in unnamed_places(str(value.get("answer") or ""), value.get("citations") or []):
+    for place in unnamed_places(answer, citations):
         say(f"  {place}")
     if value.get("mode"):
-        note(f"  ({value['mode']})")
+        note(f"  ({how_answered(value)})")
+
+
+def how_answered(value: dict[str, Any]) -> str:
+    """`extractive`, or the model with its tokens and what they cost, and why there is no better answer."""
+    parts = [str(value["model"] if value["mode"] == "model" else value["mode"])]
+    if value.get("degraded"):
+        parts.append(f"{value.get('model')}: {value['degraded']}")
+    if usage := value.get("usage"):
+        parts.append(f"{usage['input_tokens']:,} + {usage['output_tokens']:,} tokens")
+        parts.append(f"{value.get('cost_usd', 0):.6f} USD")
+    return ", ".join(parts)
 
 
 def unnamed_places(answer: str, citations: Iterable[dict[str, Any]]) -> list[str]:
-    """`path:line-end` of the citations that the text of the answer does not name itself, each once."""
-    places = [f"{each['path']}:{each['line']}-{each['end']}" for each in citations]
-    return [place for place in dict.fromkeys(places) if place not in answer]
+    """`path:line-end` of the citations that the text of the answer does not name itself, each once.
+
+    Where the text names them by number, the number comes first.
+    """
+    places = {
+        f"{each['path']}:{each['line']}-{each['end']}": f"[{each['number']}] " if each.get("number") else ""
+        for each in citations
+    }
+    return [number + place for place, number in places.items() if place not in answer]
 
 
 @command(example='cogo search "retry backoff" -k 5\ncogo search --batch queries.jsonl > hits.jsonl')

@@ -303,6 +303,11 @@ class Bus(Operations):
             "SELECT * FROM cogo.draw(%s, %s::numeric, %s)", (root_id, cost_usd, tokens)
         )
 
+    async def refund(self, root_id: int, id: int, fence: int, cost_usd: float, tokens: int) -> bool:
+        """Give back to a hold what was drawn and not used. False: the claim is lost, or the hold is closed."""
+        sql = "SELECT cogo.refund(%s, %s, %s, %s::numeric, %s)"
+        return bool(await self.db.fetch_value(sql, (root_id, id, fence, cost_usd, tokens)))
+
     async def keep(
         self,
         tenant: str,

@@ -62,6 +62,28 @@ class Transaction:
         self.ending = self._ctx.child(delegate)
 
 
+class Reservation:
+    """What `ctx.spend` drew. Until `settle` all of it counts as used, also when the process dies before."""
+
+    def __init__(self, ctx: Context, cost_usd: float, tokens: int, *, drawn: bool) -> None:
+        self.cost_usd = cost_usd
+        self.tokens = tokens
+        self._ctx = ctx
+        self._open = drawn
+        """False: settled already, or nothing limits this request."""
+
+    async def settle(self, *, cost_usd: float = 0.0, tokens: int = 0) -> None:
+        """Say what was really used; the rest goes back to the budget. The first call counts.
+
+        Raises Invalid when it is less than zero or more than was drawn, ClaimLost.
+        """
+        if not (0 <= cost_usd <= self.cost_usd and 0 <= tokens <= self.tokens):
+            raise Invalid("what was used is between zero and what was drawn for it")
+        if self._open:
+            self._open = False
+            await self._ctx.give_back(self.cost_usd - cost_usd, self.tokens - tokens)
+
+
 class ContextBus:
     """Messages that leave with the message's own finish, or at once."""
 
@@ -175,11 +197,13 @@ class Context:
     def cancel(self) -> None:
         self._cancelled = True
 
-    async def spend(self, *, cost_usd: float = 0.0, tokens: int = 0, model: str | None = None) -> None:
+    async def spend(self, *, cost_usd: float = 0.0, tokens: int = 0, model: str | None = None) -> Reservation:
         """Draw from the request's budget before a model call, over all its hops and attempts.
 
-        Raises BudgetExceeded when it would be overdrawn (nothing is drawn then), ModelDenied when
-        the assignment names a model and `model` is not that one.
+        Draw the most that the call can cost, and `settle` the reservation with what it did cost.
+        Raises BudgetExceeded when it would be overdrawn (nothing is drawn then; its `extra` has
+        `left_cost_usd` and `left_tokens`, None without a limit), ModelDenied when the assignment names a
+        model and `model` is not that one.
         """
         if not (0 <= cost_usd < float("inf") and tokens >= 0):
             raise Invalid("cost_usd and tokens are what a call uses: zero or more")
@@ -194,8 +218,17 @@ class Context:
         if drawn is not None and not drawn["ok"]:
             raise BudgetExceeded(
                 f"{cost_usd:g} USD and {tokens} tokens are more than what is left: "
-                f"{drawn['left_cost_usd']} USD, {drawn['left_tokens']} tokens (None: no limit)"
+                f"{drawn['left_cost_usd']} USD, {drawn['left_tokens']} tokens (None: no limit)",
+                left_cost_usd=drawn["left_cost_usd"],
+                left_tokens=drawn["left_tokens"],
             )
+        return Reservation(self, cost_usd, tokens, drawn=drawn is not None)
+
+    async def give_back(self, cost_usd: float, tokens: int) -> None:
+        """For `Reservation.settle`. Raises ClaimLost: then what was drawn stays spent."""
+        message = self.message
+        if not await self._bus.refund(self.root_id, message.id, message.fence, cost_usd, tokens):
+            raise ClaimLost
 
     async def progress(self, data: Any, *, kind: str = "progress") -> None:
         """Show progress, or stream a piece of the answer, to whoever waits; at most one write per 50 ms.

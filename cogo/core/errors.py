@@ -239,7 +239,7 @@ class TtlExpired(CogoError):
 
 
 class ModelUnavailable(CogoError):
-    """The model that makes vectors can't be used here."""
+    """A model that is set up can't be used here."""
 
     code = "model_unavailable"
     hint = (

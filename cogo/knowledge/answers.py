@@ -28,6 +28,9 @@ RERANKED = 20
 NEAR = 0.6
 """Hits count as answers from this share of the best one's weight."""
 QUOTE_MAX = 500
+NOT_FOUND = "not found"
+BEFORE_MAX = 1_000
+"""Characters of the words of a question before."""
 SIGNATURE_MAX, TEXT_MAX = 160, 300
 CODE = frozenset({"function", "method", "class"})
 DOCSTRING_BONUS = 1.0
@@ -44,6 +47,12 @@ _ASKING = tokens.words(
 )
 _ASKING_KOREAN = ("어디", "무엇", "무슨", "어떻", "어떤", "누가", "누구", "언제", "왜", "입니까")
 _MARKS = re.compile(r'^(#+|[*>|-]+)\s+|^//[/!]*\s*|^/\*[*!]*\s*|\s*\*+/$|^\*$|[rbuf]?"""|[rbuf]?\'\'\'')
+# Words that stand for something said before. Korean ones may carry a particle.
+_REFERRING = re.compile(
+    r"\b(it|its|this|these|those|they|them|their|he|she|him|her|same|latter|former)\b|^\W*(and|but|also|or)\b"
+    r"|(^|\s)(그것|그거|그건|그게|그걸|이것|이거|이건|이게|이걸|거기|그럼|그리고|그러면|그 )",
+    re.IGNORECASE,
+)
 
 
 class Citation(msgspec.Struct, frozen=True):
@@ -55,10 +64,19 @@ class Citation(msgspec.Struct, frozen=True):
     quote: str
     repo: str
     qualname: str
+    number: int | None = None
+    """How the text of a model's answer names it: `[1]`; None where the text names the place itself."""
 
     @property
     def place(self) -> str:
         return f"{self.path}:{self.line}-{self.end}"
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens that a model's call used: what the server counted, or the most that it can have been."""
+
+    input_tokens: int
+    output_tokens: int
 
 
 class Answer(msgspec.Struct):
@@ -67,30 +85,74 @@ class Answer(msgspec.Struct):
     found: bool
     answer: str
     mode: str
+    """`extractive`, or `model` when a language model wrote the text."""
     confidence: float
     citations: list[Citation]
+    model: str | None = None
+    """The model that was to write it; None where none is set up."""
+    usage: Usage | None = None
+    """None when no model was called."""
+    cost_usd: float = 0.0
+    degraded: str | None = None
+    """Why the answer is extractive though a model is set up: one of the codes in docs/guides/knowledge.md."""
+    citations_removed: int = 0
+    """Citations in the model's text that held nothing, and were taken out of it."""
 
 
-async def answer(db: Database, tenant: str, question: str, *, repo: str | None = None, k: int = 6) -> Answer:
+class Found(msgspec.Struct, frozen=True):
+    """What the index has for a question, best first."""
+
+    asked: str
+    """The words that were searched for."""
+    hits: list[search.Hit]
+    confidence: float
+
+    @property
+    def enough(self) -> bool:
+        return self.confidence >= FOUND_FROM
+
+
+async def answer(
+    db: Database, tenant: str, question: str, *, repo: str | None = None, k: int = 6, before: str = ""
+) -> Answer:
     """Answer from the index of one repository, or of all of the tenant's. Raises NotFound, Invalid."""
-    asked = essence(question)
-    (found,) = await search.search(db, tenant, [asked], max(k, RERANKED), search.Scope(repo=repo))
-    # One span must answer: of two with the same score the one that has more of the question's words.
-    hits = sorted(found, key=_weight, reverse=True)[:k]
-    terms = sorted(set(tokens.terms(asked)))
-    confidence = round(max((_confidence(hit, len(terms)) for hit in hits), default=0.0), 2)
-    if confidence < FOUND_FROM:
-        return Answer(found=False, answer="not found", mode="extractive", confidence=confidence, citations=[])
-    best = _distinct(hit for hit in hits if _weight(hit) >= NEAR * _weight(hits[0]))[:STATEMENTS]
+    found = await find(db, tenant, question, repo=repo, k=k, before=before)
+    return await quoted(db, tenant, found, repo=repo)
+
+
+async def find(
+    db: Database, tenant: str, question: str, *, repo: str | None = None, k: int = 6, before: str = ""
+) -> Found:
+    """The best `k` spans; `before` are the words of the question that this one follows."""
+    first: Found | None = None
+    for asked in wordings(question, before):
+        (hits,) = await search.search(db, tenant, [asked], max(k, RERANKED), search.Scope(repo=repo))
+        # One span must answer: of two with the same score the one that has more of the question's words.
+        best = sorted(hits, key=_weight, reverse=True)[:k]
+        words = len(set(tokens.terms(asked)))
+        found = Found(asked, best, round(max((_confidence(hit, words) for hit in best), default=0.0), 2))
+        if found.enough:
+            return found
+        first = first or found
+    assert first is not None
+    return first
+
+
+async def quoted(db: Database, tenant: str, found: Found, *, repo: str | None = None) -> Answer:
+    """The answer that quotes; the same question and index give the same answer."""
+    confidence, hits = found.confidence, found.hits
+    if not found.enough:
+        return Answer(found=False, answer=NOT_FOUND, mode="extractive", confidence=confidence, citations=[])
+    best = distinct(hit for hit in hits if _weight(hit) >= NEAR * _weight(hits[0]))[:STATEMENTS]
     ids = await search.repo_ids(db, tenant, repo)
-    weights = await search.idf(db, ids, terms)
-    facts = await _facts(db, tenant, best)
+    weights = await search.idf(db, ids, sorted(set(tokens.terms(found.asked))))
+    known = await facts(db, tenant, best)
     lines, citations = list[str](), list[Citation]()
     for number, hit in enumerate(best):
         said, cited = _statement(hit, weights)
         lines += said
         citations += cited
-        if number == 0 and (fact := facts.get((hit.repo, hit.path))):
+        if number == 0 and (fact := known.get((hit.repo, hit.path))):
             lines.append(_importers(fact))
             citations += fact[1]
     return Answer(
@@ -116,12 +178,30 @@ def _confidence(hit: search.Hit, words: int) -> float:
 
 def essence(question: str) -> str:
     """The question without the words by which one asks; all of it when nothing else is left."""
+    return _essence(question) or question
+
+
+def _essence(question: str) -> str:
     words = re.findall(r"[^\W_]+(?:[_.][^\W_]+)*", question)
     kept = (w for w in words if w.lower() not in _ASKING and not w.startswith(_ASKING_KOREAN))
-    return " ".join(kept) or question
+    return " ".join(kept)
 
 
-def _distinct(hits: Any) -> list[search.Hit]:
+def wordings(question: str, before: str) -> list[str]:
+    """What to search for: the question's own words, and those with the words of the question before it.
+
+    A question that refers to something ("and who calls it?"), or has next to no words, is first looked for
+    together with that one; another only if its own words find nothing.
+    """
+    own = essence(question)
+    if not before:
+        return [own]
+    bare, referring = _REFERRING.subn(" ", question)
+    both = f"{_essence(bare)} {before[:BEFORE_MAX]}".strip()
+    return [both, own] if referring or len(set(tokens.terms(own))) < 2 else [own, both]
+
+
+def distinct(hits: Any) -> list[search.Hit]:
     """Without spans whose text was there before (files that are copies of each other)."""
     return list({hit.text: hit for hit in reversed(list(hits))}.values())[::-1]
 
@@ -136,9 +216,7 @@ def _statement(hit: search.Hit, weights: dict[str, float]) -> tuple[list[str], l
     about = signatures.doc(lines, head)
     # What the name says already is said; the line should add to it.
     named = set(tokens.terms(hit.qualname))
-    window = _best_lines(
-        lines, head, about, {t: w * (0.3 if t in named else 1.0) for t, w in weights.items()}
-    )
+    window = best_lines(lines, head, about, {t: w * (0.3 if t in named else 1.0) for t, w in weights.items()})
     said, cited = list[str](), list[Citation]()
     if head is not None:
         whole = _cite(hit, lines, head, span=(0, len(lines)))
@@ -163,7 +241,7 @@ def _cite(
     return Citation(hit.path, hit.start + first, hit.start + last - 1, quote, hit.repo, hit.qualname)
 
 
-def _best_lines(
+def best_lines(
     lines: list[str], head: signatures.Lines | None, said: int | None, weights: dict[str, float]
 ) -> signatures.Lines | None:
     """Up to three neighbouring lines with the most of the question's words, beside the signature.
@@ -203,7 +281,7 @@ _Fact = tuple[str, list[Citation], int]
 """Module, its first importers, and how many there are."""
 
 
-async def _facts(db: Database, tenant: str, hits: Sequence[search.Hit]) -> dict[tuple[str, str], _Fact]:
+async def facts(db: Database, tenant: str, hits: Sequence[search.Hit]) -> dict[tuple[str, str], _Fact]:
     """Who imports the module of the best hit, with the importing lines as the index has them."""
     params = {
         "repos": [hit.repo for hit in hits[:1]], "paths": [hit.path for hit in hits[:1]], "tenant": tenant,

@@ -22,3 +22,15 @@ BEGIN
   RETURN QUERY SELECT FOUND, h.max_cost_usd - h.spent_cost_usd, h.max_tokens - h.spent_tokens
     FROM cogo.budget_holds h WHERE h.root_id = p_root;
 END $$;
+
+-- Give back what was drawn and not used; only to an open hold, and only by the claim that is current: an attempt
+-- that was lost leaves what it drew as spent, and can't credit the budget of a root that was requeued meanwhile.
+CREATE OR REPLACE FUNCTION cogo.refund(p_root bigint, p_id bigint, p_fence bigint, p_cost numeric, p_tokens bigint)
+RETURNS boolean LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+BEGIN
+  UPDATE cogo.budget_holds h SET
+    spent_cost_usd = greatest(h.spent_cost_usd - p_cost, 0), spent_tokens = greatest(h.spent_tokens - p_tokens, 0)
+  WHERE h.root_id = p_root AND h.closed_at IS NULL AND p_cost >= 0 AND p_tokens >= 0
+    AND EXISTS (SELECT FROM public.agent_messages m WHERE m.id = p_id AND m.fence = p_fence AND p_fence > 0);
+  RETURN FOUND;
+END $$;

@@ -35,6 +35,7 @@ BEGIN
     ('public.bus_events', 't.created_at < $1'),
     ('cogo.bus_stats_minutes', 't.minute < $1'),
     ('cogo.decisions', 't.created_at < $1'),
+    ('cogo.chat_turns', 't.created_at < $1'),
     ('cogo.artifacts', $q$t.created_at < $1 - interval '1 day'$q$),
     ('cogo.message_chunks', $q$t.created_at < cogo.now() - interval '1 day'$q$),
     ('cogo.bus_waiters', $q$t.until < cogo.now() - interval '1 minute'$q$),

@@ -144,6 +144,98 @@ async def test_hops_and_attempts_share_what_the_root_may_spend(dsn: str, bus: Bu
     assert found["closed_at"] is not None
 
 
+async def test_what_was_not_used_goes_back(dsn: str, bus: Bus) -> None:
+    """Of a reservation the rest, once; never more than was drawn, and of what was not drawn nothing."""
+
+    async def work(task: dict[str, Any], ctx: cogo.Context) -> str:
+        drawn = await ctx.spend(cost_usd=0.09, tokens=90, model="small")
+        with pytest.raises(errors.BudgetExceeded) as short:
+            await ctx.spend(tokens=20, model="small")
+        assert short.value.extra == {"left_cost_usd": Decimal("0.01"), "left_tokens": 10}
+        for wrong in ({"cost_usd": 0.1}, {"tokens": 91}, {"tokens": -1}, {"cost_usd": float("nan")}):
+            with pytest.raises(errors.Invalid):
+                await drawn.settle(**wrong)
+        await drawn.settle(cost_usd=0.02, tokens=15)
+        await drawn.settle()
+        await ctx.spend(cost_usd=0.08, tokens=85, model="small")
+        return "all of it"
+
+    async with process(dsn, [cogo.Role("t", "work", handle=work)]):
+        assert (await bus.result(await bus.enqueue("t/work", ASSIGNED))).value == "all of it"
+    found = await hold(bus)
+    assert (found["spent_cost_usd"], found["spent_tokens"]) == (Decimal("0.10"), 100)
+
+
+async def test_a_refund_needs_an_open_hold_and_the_current_claim(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    id = await bus.enqueue("t/root", {})
+    (message,) = await hand.claim("t/root")
+    assert not await bus.refund(id, id, message.fence, 0.1, 1), (
+        "without a hold there is nothing to give back to"
+    )
+    await bus.hold(id, "acme", 1.0, 100)
+    await bus.draw(id, 0.5, 50)
+    assert not await bus.refund(id, id, message.fence + 1, 0.1, 1)
+    assert not await bus.refund(id, id, 0, 0.1, 1)
+    assert not await bus.refund(id, id, message.fence, -0.1, 1), "that would be spending without a limit"
+    assert await bus.refund(id, id, message.fence, 0.2, 20)
+    found = await hold(bus)
+    assert (found["spent_cost_usd"], found["spent_tokens"]) == (Decimal("0.3"), 30)
+    assert await bus.refund(id, id, message.fence, 5.0, 500)
+    found = await hold(bus)
+    assert (found["spent_cost_usd"], found["spent_tokens"]) == (0, 0), "never below zero"
+    await bus.draw(id, 0.5, 50)
+    await hand.finish(message)
+    assert not await bus.refund(id, id, message.fence, 0.1, 1), "what has ended is closed"
+
+
+async def test_a_lost_claim_credits_nobody(dsn: str, bus: Bus) -> None:
+    """The first attempt is cancelled and requeued while it works: its refund must not reach the new hold."""
+    began, go_on = anyio.Event(), anyio.Event()
+    outcome: list[str] = []
+
+    async def work(task: dict[str, Any], ctx: cogo.Context) -> str:
+        drawn = await ctx.spend(cost_usd=0.05, tokens=50, model="small")
+        if began.is_set():
+            return "second"
+        began.set()
+        with anyio.CancelScope(shield=True):
+            await go_on.wait()
+            try:
+                await drawn.settle()
+            except errors.ClaimLost:
+                outcome.append("lost")
+        return "first"
+
+    async with process(dsn, [cogo.Role("t", "work", handle=work)]):
+        id = await bus.enqueue("t/work", ASSIGNED)
+        await began.wait()
+        await bus.cancel(id, actor="ops")
+        await bus.requeue(id, actor="ops")
+        assert (await bus.result(id)).value == "second"
+        go_on.set()
+    assert outcome == ["lost"]
+    assert (await hold(bus))["spent_tokens"] == 50
+
+
+async def test_many_settle_at_once(bus: Bus) -> None:
+    hand = await Hand(bus).register()
+    id = await bus.enqueue("t/root", {})
+    (message,) = await hand.claim("t/root")
+    await bus.hold(id, "acme", 1.0, None)
+
+    async def turn() -> None:
+        found = await bus.draw(id, 0.01, 0)
+        assert found is not None
+        assert found["ok"]
+        assert await bus.refund(id, id, message.fence, 0.007, 0)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(40):
+            tasks.start_soon(turn)
+    assert (await hold(bus))["spent_cost_usd"] == Decimal("0.12")
+
+
 @pytest.mark.parametrize(
     "spent", [{"cost_usd": -1.0}, {"tokens": -1}, {"cost_usd": float("nan")}, {"cost_usd": float("inf")}]
 )

@@ -113,6 +113,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     artifacts_base: Annotated[str | None, Env("ARTIFACTS_BASE")] = None
 
     # Keys of servers that plugins call: here, since a plugin's table knows no secrets. Each is read by its name.
+    chat_api_key: Annotated[Secret | None, Env("COGO_CHAT_API_KEY")] = None
     embed_api_key: Annotated[Secret | None, Env("COGO_EMBED_API_KEY")] = None
     openai_api_key: Annotated[Secret | None, Env("OPENAI_API_KEY")] = None
 
