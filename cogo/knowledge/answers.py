@@ -8,7 +8,7 @@ a confident list of lines about something else.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -35,7 +35,7 @@ SIGNATURE_MAX, TEXT_MAX = 160, 300
 CODE = frozenset({"function", "method", "class"})
 DOCSTRING_BONUS = 1.0
 WINDOW = 3
-IMPORTERS_SHOWN = 2
+SHOWN = 2
 
 # Words by which people ask, and words for code as such: no evidence that a span is about the question.
 _ASKING = tokens.words(
@@ -152,9 +152,9 @@ async def quoted(db: Database, tenant: str, found: Found, *, repo: str | None = 
         said, cited = _statement(hit, weights)
         lines += said
         citations += cited
-        if number == 0 and (fact := known.get((hit.repo, hit.path))):
-            lines.append(_importers(fact))
-            citations += fact[1]
+        if number == 0 and (fact := known.get((hit.repo, hit.path, hit.qualname))):
+            lines.append(fact.sentence)
+            citations += fact.citations
     return Answer(
         found=True, answer="\n".join(lines), mode="extractive", confidence=confidence, citations=citations
     )
@@ -277,39 +277,48 @@ def _plain(quote: str, limit: int) -> str:
 
 # -- what the graph adds ----------------------------------------------------------------------
 
-_Fact = tuple[str, list[Citation], int]
-"""Module, its first importers, and how many there are."""
+
+class Fact(msgspec.Struct, frozen=True):
+    """Who calls a symbol, or else who imports its module: the first of them by their lines, and how many there are."""
+
+    text: str
+    """The beginning of a sentence: `It is called by`."""
+    citations: list[Citation]
+    count: int
+
+    @property
+    def sentence(self) -> str:
+        named = ", ".join(f"`{each.qualname}` [{each.place}]" for each in self.citations)
+        rest = self.count - len(self.citations)
+        return f"{self.text} {named}" + (f" and {rest} more." if rest > 0 else ".")
 
 
-async def facts(db: Database, tenant: str, hits: Sequence[search.Hit]) -> dict[tuple[str, str], _Fact]:
-    """Who imports the module of the best hit, with the importing lines as the index has them."""
+async def facts(db: Database, tenant: str, hits: Sequence[search.Hit]) -> dict[tuple[str, str, str], Fact]:
+    """What the graph knows of the best hit, by (repo, path, qualname); lines are quoted as the index has them."""
+    best = hits[:1]
     params = {
-        "repos": [hit.repo for hit in hits[:1]], "paths": [hit.path for hit in hits[:1]], "tenant": tenant,
-        "show": IMPORTERS_SHOWN,
+        "repos": [hit.repo for hit in best], "paths": [hit.path for hit in best], "tenant": tenant,
+        "symbols": [hit.qualname for hit in best], "show": SHOWN,
     }  # fmt: skip
-    rows = [row for row in await db.fetch(graph_queries.FACTS, params) if row["importers"]]
-    found: dict[tuple[str, str], _Fact] = {}
-    for row in rows:
-        cited = [await _line(db, tenant, row["repo"], each) for each in row["importers"]]
-        citations = [citation for citation in cited if citation]
-        if citations:
-            found[row["repo"], row["path"]] = (row["module"], citations, row["n"])
+    found: dict[tuple[str, str, str], Fact] = {}
+    for row in await db.fetch(graph_queries.FACTS, params):
+        called = bool(row["callers"])
+        text = "It is called by" if called else f"Its module `{row['module']}` is imported by"
+        cited = await cite(db, tenant, row["repo"], row["calls"] if called else row["imports"])
+        if cited:
+            count = row["callers"] if called else row["importers"]
+            found[row["repo"], row["path"], row["symbol"]] = Fact(text, cited, count)
     return found
 
 
-async def _line(db: Database, tenant: str, repo: str, at: dict[str, Any]) -> Citation | None:
-    """One line of an indexed file; None when the index doesn't hold it (any more)."""
-    row = await db.fetch_one(
-        queries.LINE, {"tenant": tenant, "repo": repo, "path": at["path"], "line": at["line"]}
-    )
-    if row is None:
-        return None
-    text = row["text"].split("\n")[at["line"] - row["start_line"]]
-    return Citation(at["path"], at["line"], at["line"], text.strip()[:QUOTE_MAX], repo, at["module"])
-
-
-def _importers(fact: _Fact) -> str:
-    module, citations, count = fact
-    named = ", ".join(f"`{each.qualname}` [{each.place}]" for each in citations)
-    rest = count - len(citations)
-    return f"Its module `{module}` is imported by {named}" + (f" and {rest} more." if rest else ".")
+async def cite(db: Database, tenant: str, repo: str, places: Sequence[Mapping[str, Any]]) -> list[Citation]:
+    """`{name, path, line}` as citations, as far as the index holds these lines (still)."""
+    cited = list[Citation]()
+    for at in places:
+        where = {"tenant": tenant, "repo": repo, "path": at["path"], "line": at["line"]}
+        row = await db.fetch_one(queries.LINE, where)
+        if row is not None:
+            text = row["text"].split("\n")[at["line"] - row["start_line"]]
+            quote = text.strip()[:QUOTE_MAX]
+            cited.append(Citation(at["path"], at["line"], at["line"], quote, repo, at["name"]))
+    return cited

@@ -29,7 +29,7 @@ def test_percentiles_are_right_to_a_tenth(durations: list[float]):
     ordered = sorted(durations)
     for name, share in stats.PERCENTILES.items():
         exact = next(ms for n, ms in enumerate(ordered, 1) if n >= share * len(ordered))
-        assert found[name] == pytest.approx(exact, rel=0.1, abs=0.01)  # shown to two digits
+        assert abs((found[name] or 0) - exact) <= 0.1 * exact + 0.005  # shown to two digits
 
 
 def test_no_messages_have_no_percentiles():

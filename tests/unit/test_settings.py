@@ -216,7 +216,7 @@ def secretive() -> Loaded:
     """Every secret setting holds the same text; so does a plugin's."""
     write(f"[plugins.x]\napi_key = '{LEAK}'\nmodel = 'm'\n")
     names = [field.env.name for field in module._fields().values() if field.secret]
-    assert len(names) == 9
+    assert len(names) == 10
     return load(environ=dict.fromkeys(names, LEAK))
 
 

@@ -116,7 +116,7 @@ async def _within_limits(
     if time_s < LEAST_S:
         return degraded(degraded="ttl_short")
     known = await answers.facts(ctx.db, ctx.key.tenant, draft.found.hits)
-    lines = [line for _, cited, _ in known.values() for line in cited]
+    lines = [line for fact in known.values() for line in fact.citations]
     call = await _paid(ctx, settings, model, draft, prompt.sources(draft.found.hits, lines), cost)
     if isinstance(call, str):
         return degraded(degraded=call)

@@ -4,13 +4,28 @@
 is meant, `build` keeps the rows; `ask`, `report`, `picture` and `export` read them.
 """
 
-from .ask import USES, callees, callers, find, impact, importers, imports, module, path, uses
+from .ask import USES, Rows, callees, callers, find, impact, importers, imports, module, path, uses
 from .build import Built, build
 from .picture import picture
 from .report import Report, cycles, markdown, report
 
 __all__ = [
     "USES",
-    "Built", "Report", "build", "callees", "callers", "cycles", "find", "impact", "importers", "imports", "markdown",
-    "module", "path", "picture", "report", "uses",
+    "Built",
+    "Report",
+    "Rows",
+    "build",
+    "callees",
+    "callers",
+    "cycles",
+    "find",
+    "impact",
+    "importers",
+    "imports",
+    "markdown",
+    "module",
+    "path",
+    "picture",
+    "report",
+    "uses",
 ]  # fmt: skip

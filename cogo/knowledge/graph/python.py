@@ -58,6 +58,7 @@ _COMMON: Final = frozenset(
     name for type in (str, bytes, list, dict, set, tuple, int, float) for name in dir(type)
 ) | {"read", "write", "close", "open", "readline", "readlines", "seek", "flush"}
 _DOTTED: Final = re.compile(r"\w+(?:\.\w+)*")
+_MADE: Final = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)\((?:(?!\)[.(]).)*\)", re.DOTALL)
 _ANNOTATED: Final = re.compile(r"[\"']?([A-Za-z_][\w.]*)[\"']?(?:\s*\|\s*None)?")
 
 
@@ -248,6 +249,11 @@ class _Reader(Scopes):
         owner = self.scopes[at].owner
         if head.startswith("super(") and head.endswith(")") and "." not in head and owner is not None:
             return f"{owner}.{SUPER}.{name}"
+        # `Class(…).run()`; of a function's result nothing is known, and nothing will be found.
+        made = _MADE.fullmatch(head)
+        meant = made and self.meaning(made[1], at)
+        if meant and not meant.endswith("()"):
+            return used(f"{meant}().{name}")
         return _unknown(name) if name.isidentifier() else None
 
     def _inherits(self) -> Iterator[Reference]:

@@ -171,17 +171,27 @@ EXPORT_EDGES = """
 SELECT e.id, e.src, e.dst, e.kind, e.confidence, e.line FROM cogo.kg_edges e
 WHERE e.repo_id = %(repo)s AND e.dst IS NOT NULL AND e.id > %(after)s ORDER BY e.id LIMIT %(limit)s
 """
-# For an answer: the module of each file, and who imports it (the first few, and how many).
+# For an answer: who calls each symbol, or else who imports its module (the first few, and how many).
 FACTS = """
-SELECT r.name AS repo, f.path, m.qualname AS module, coalesce(i.n, 0) AS n, coalesce(i.importers, '[]') AS importers
-FROM unnest(%(repos)s::text[], %(paths)s::text[]) AS w(repo, path)
+SELECT r.name AS repo, f.path, w.symbol, m.qualname AS module, c.n AS callers, c.first AS calls,
+  i.n AS importers, i.first AS imports
+FROM unnest(%(repos)s::text[], %(paths)s::text[], %(symbols)s::text[]) AS w(repo, path, symbol)
 JOIN cogo.kb_repos r ON r.tenant = %(tenant)s AND r.name = w.repo
 JOIN cogo.kg_files f ON f.repo_id = r.id AND f.path = w.path
-JOIN cogo.kg_nodes m ON m.file_id = f.id AND m.kind IN ('package', 'module')
-LEFT JOIN LATERAL (
-  SELECT count(*) AS n, jsonb_agg(jsonb_build_object('module', x.qualname, 'path', x.path, 'line', x.line)
-                                  ORDER BY x.path) FILTER (WHERE x.place <= %(show)s) AS importers
-  FROM (SELECT s.qualname, sf.path, min(e.line) AS line, row_number() OVER (ORDER BY sf.path) AS place
-        FROM cogo.kg_edges e JOIN cogo.kg_nodes s ON s.id = e.src JOIN cogo.kg_files sf ON sf.id = s.file_id
-        WHERE e.dst = m.id AND e.kind = 'imports' AND e.src <> m.id GROUP BY s.qualname, sf.path) x) i ON true
+JOIN LATERAL (SELECT n.id, n.qualname FROM cogo.kg_nodes n WHERE n.file_id = f.id AND n.kind IN ('package', 'module')
+              ORDER BY n.id LIMIT 1) m ON true
+LEFT JOIN LATERAL (SELECT n.id FROM cogo.kg_nodes n
+                   WHERE n.repo_id = r.id AND n.qualname = m.qualname || '.' || w.symbol AND n.file_id = f.id
+                   ORDER BY n.id LIMIT 1) s ON true
+CROSS JOIN LATERAL ({into}) c
+CROSS JOIN LATERAL ({into_module}) i
 """
+_WHO = """
+  SELECT count(*) AS n, coalesce(jsonb_agg(jsonb_build_object('name', x.qualname, 'path', x.path, 'line', x.line)
+                                           ORDER BY x.place) FILTER (WHERE x.place <= %(show)s), '[]') AS first
+  FROM (SELECT o.qualname, of.path, min(e.line) AS line, row_number() OVER (ORDER BY of.is_test, of.path, min(e.line)) AS place
+        FROM cogo.kg_edges e JOIN cogo.kg_nodes o ON o.id = e.src JOIN cogo.kg_files of ON of.id = e.file_id
+        WHERE e.dst = {node} AND e.kind = '{kind}' AND e.src <> e.dst GROUP BY o.qualname, of.path, of.is_test) x"""
+FACTS = FACTS.replace("{into}", _WHO.format(node="s.id", kind="calls")).replace(
+    "{into_module}", _WHO.format(node="m.id", kind="imports")
+)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 
 from cogo import Context, Role, Runtime, hookimpl
-from cogo.knowledge import answers, vectors
+from cogo.knowledge import answers, graph_answers, vectors
 from cogo.knowledge import chat as models
 from cogo.knowledge.chat.citations import plain
 
@@ -39,8 +39,12 @@ async def chat(task: Chat, ctx: Context) -> answers.Answer:
         limit = max(settings.history_turns, 1)
         turns = await models.history(ctx.db, tenant, conversation, ctx.message_id, limit)
     before = turns[-1].asked if turns else ""
-    found = await answers.find(ctx.db, tenant, task.question, repo=task.repo, k=task.k, before=before)
-    answer = await answers.quoted(ctx.db, tenant, found, repo=task.repo)
+    known = await graph_answers.answer(ctx.db, tenant, task.question, repo=task.repo)
+    if known is not None:  # exact, and free: no model could say it better
+        asked, answer, model = task.question, known, None
+    else:
+        found = await answers.find(ctx.db, tenant, task.question, repo=task.repo, k=task.k, before=before)
+        asked, answer = found.asked, await answers.quoted(ctx.db, tenant, found, repo=task.repo)
     if model is None:
         await ctx.progress({"text": answer.answer}, kind="answer")
     else:
@@ -49,7 +53,7 @@ async def chat(task: Chat, ctx: Context) -> answers.Answer:
     if conversation:
         said = plain(answer.answer) if answer.mode == "model" else answer.answer
         async with ctx.transaction() as tx:
-            turn = models.Turn(task.question, found.asked, said)
+            turn = models.Turn(task.question, asked, said)
             await models.remember(tx, tenant, conversation, ctx.message_id, turn)
             tx.done(answer)
     return answer
