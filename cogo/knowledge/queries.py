@@ -152,7 +152,7 @@ best AS (
 """
 # The same with vectors: candidates by words and by vectors, and both scores for all of them, each from 0 to
 # the best one's 1. A candidate by words that is not among the nearest counts as the last of these; one that has
-# no vector yet counts by its vector as it does by its words.
+# no vector yet counts by its vector as it does by its words. A section also gets a part of the best score in its file.
 # FULL JOIN where an inner one would do: the planner, which takes all of this for a handful of rows, would run
 # through the one side for each row of the other; a full join it can only hash.
 _BY_BOTH = """,
@@ -176,16 +176,22 @@ scored AS (
 range AS (
   SELECT greatest(max(words), 1e-6) AS words, min(likeness) AS lowest,
     greatest(max(likeness) - min(likeness), 1e-6) AS likeness FROM scored),
+weighted AS (
+  SELECT s.file_id, s.ord, s.words, s.likeness, s.mass, c.kind,
+    (weight.dense * coalesce((s.likeness - range.lowest) / range.likeness,
+        CASE WHEN v.digest IS NULL THEN s.words / range.words ELSE 0 END)
+      + (1 - weight.dense) * s.words / range.words) * CASE c.kind WHEN 'module' THEN %(module)s::real ELSE 1 END AS score
+  FROM range, scored s JOIN cogo.kb_chunks c USING (file_id, ord)
+  LEFT JOIN LATERAL (
+    SELECT v.digest FROM {table} v WHERE s.likeness IS NULL AND v.file_id = c.file_id AND v.digest = c.digest) v ON true
+  CROSS JOIN LATERAL (
+    SELECT CASE c.kind WHEN 'section' THEN %(weight_section)s::real ELSE %(weight)s::real END AS dense) weight),
 best AS (
-  SELECT s.file_id, s.ord, s.words, s.likeness,
-    %(weight)s::real * coalesce((s.likeness - range.lowest) / range.likeness,
-        CASE WHEN lacks.vector THEN s.words / range.words ELSE 0 END)
-      + (1 - %(weight)s::real) * s.words / range.words AS score,
-    s.mass / total.idf AS mass, s.words / total.idf AS strength
-  FROM scored s CROSS JOIN LATERAL (
-    SELECT s.likeness IS NULL AND NOT EXISTS (
-      SELECT FROM cogo.kb_chunks c JOIN {table} v ON v.file_id = c.file_id AND v.digest = c.digest
-      WHERE c.file_id = s.file_id AND c.ord = s.ord) AS vector) lacks, range, (SELECT greatest(sum(idf), 1e-6) AS idf FROM word) total
+  SELECT w.file_id, w.ord, w.words, w.likeness,
+    CASE w.kind WHEN 'section' THEN (w.score + %(file)s::real * max(w.score) OVER (PARTITION BY w.file_id)) / (1 + %(file)s::real)
+      ELSE w.score END AS score,
+    w.mass / total.idf AS mass, w.words / total.idf AS strength
+  FROM weighted w, (SELECT greatest(sum(idf), 1e-6) AS idf FROM word) total
   ORDER BY 5 DESC, 1, 2 LIMIT %(k)s)
 """
 SEARCH = _WORDS + _BY_WORDS + _SHOWN
