@@ -37,8 +37,8 @@ def texts_of(root: Path, count: int) -> list[str]:
             read = scan.read_file(root, path)
         except scan.Skip:
             continue
-        for chunk in chunking.chunk_file(path, read.text).chunks:
-            found.append(vectors.embedded_texts(path, chunk.kind, chunk.qualname, chunk.text)[0])
+        chunks = chunking.chunk_file(path, read.text).chunks
+        found += [vectors.embedded_texts(path, c.kind, c.qualname, c.text)[0] for c in chunks]
     return random.Random(1).sample(found, min(count, len(found)))
 
 

@@ -154,7 +154,8 @@ best AS (
 # the best one's 1. A candidate by words that is not among the nearest counts as the last of these; one that has
 # no vector yet counts by its vector as it does by its words. A section also gets a part of the best score in its file.
 # FULL JOIN where an inner one would do: the planner, which takes all of this for a handful of rows, would run
-# through the one side for each row of the other; a full join it can only hash.
+# through the one side for each row of the other; a full join it can only hash. OFFSET 0: one look into an index
+# for each candidate, where it would read the whole table.
 _BY_BOTH = """,
 near AS MATERIALIZED (
   SELECT c.file_id, c.ord, n.likeness FROM ({near}) n
@@ -178,12 +179,13 @@ range AS (
     greatest(max(likeness) - min(likeness), 1e-6) AS likeness FROM scored),
 weighted AS (
   SELECT s.file_id, s.ord, s.words, s.likeness, s.mass, c.kind,
-    (weight.dense * coalesce((s.likeness - range.lowest) / range.likeness,
-        CASE WHEN v.digest IS NULL THEN s.words / range.words ELSE 0 END)
+    (weight.dense * CASE
+        WHEN s.likeness IS NOT NULL THEN (s.likeness - range.lowest) / range.likeness
+        WHEN EXISTS (SELECT FROM {table} v WHERE v.file_id = s.file_id AND v.digest = c.digest OFFSET 0) THEN 0
+        ELSE s.words / range.words END
       + (1 - weight.dense) * s.words / range.words) * CASE c.kind WHEN 'module' THEN %(module)s::real ELSE 1 END AS score
-  FROM range, scored s JOIN cogo.kb_chunks c USING (file_id, ord)
-  LEFT JOIN LATERAL (
-    SELECT v.digest FROM {table} v WHERE s.likeness IS NULL AND v.file_id = c.file_id AND v.digest = c.digest) v ON true
+  FROM range, scored s CROSS JOIN LATERAL (
+    SELECT kind, digest FROM cogo.kb_chunks WHERE file_id = s.file_id AND ord = s.ord OFFSET 0) c
   CROSS JOIN LATERAL (
     SELECT CASE c.kind WHEN 'section' THEN %(weight_section)s::real ELSE %(weight)s::real END AS dense) weight),
 best AS (
