@@ -6,7 +6,7 @@ BIN := .venv/bin
 SYNCED := .venv/.synced
 ARGS ?=
 
-.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus chaos clean
+.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus bench-kg bench-retrieval chaos clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,10 @@ bench: $(SYNCED) ## The figures of the main job and of retrieval
 
 bench-bus: $(SYNCED) ## Every gate of the bus beside its peers, which it installs; writes docs/benchmarks.md (40 minutes)
 	@$(BIN)/python benchmarks/bus/run.py --write $(ARGS)
+
+bench-retrieval: $(SYNCED) ## The search beside its peers, and the embedding beside bare onnxruntime; needs `cogo models install`
+	@$(BIN)/python benchmarks/retrieval/run.py $(ARGS)
+	@$(BIN)/python benchmarks/retrieval/throughput.py
 
 chaos: $(SYNCED) ## 200 seeded runs of faults with a checked history (make chaos ARGS='--seed 42' repeats one)
 	@$(BIN)/python tests/chaos/run.py $(if $(ARGS),$(ARGS),--seeds 200)

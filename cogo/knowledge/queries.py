@@ -174,9 +174,10 @@ best AS (
 """
 # The same with vectors: candidates by words and by vectors, and both scores for all of them, each from 0 to
 # the best one's 1. A candidate by words that is not among the nearest counts as the last of these; one that has
-# no vector yet counts by its vector as it does by its words.
+# no vector yet counts by its vector as it does by its words. A section also gets a part of the best score in its file.
 # FULL JOIN where an inner one would do: the planner, which takes all of this for a handful of rows, would run
-# through the one side for each row of the other; a full join it can only hash.
+# through the one side for each row of the other; a full join it can only hash. OFFSET 0: one look into an index
+# for each candidate, where it would read the whole table.
 _BY_BOTH = """,
 near AS MATERIALIZED (
   SELECT c.file_id, c.ord, n.likeness FROM ({near}) n
@@ -198,16 +199,23 @@ scored AS (
 range AS (
   SELECT greatest(max(words), 1e-6) AS words, min(likeness) AS lowest,
     greatest(max(likeness) - min(likeness), 1e-6) AS likeness FROM scored),
+weighted AS (
+  SELECT s.file_id, s.ord, s.words, s.likeness, s.mass, c.kind,
+    (weight.dense * CASE
+        WHEN s.likeness IS NOT NULL THEN (s.likeness - range.lowest) / range.likeness
+        WHEN EXISTS (SELECT FROM {table} v WHERE v.file_id = s.file_id AND v.digest = c.digest OFFSET 0) THEN 0
+        ELSE s.words / range.words END
+      + (1 - weight.dense) * s.words / range.words) * CASE c.kind WHEN 'module' THEN %(module)s::real ELSE 1 END AS score
+  FROM range, scored s CROSS JOIN LATERAL (
+    SELECT kind, digest FROM cogo.kb_chunks WHERE file_id = s.file_id AND ord = s.ord OFFSET 0) c
+  CROSS JOIN LATERAL (
+    SELECT CASE c.kind WHEN 'section' THEN %(weight_section)s::real ELSE %(weight)s::real END AS dense) weight),
 best AS (
-  SELECT s.file_id, s.ord, s.words, s.likeness,
-    %(weight)s::real * coalesce((s.likeness - range.lowest) / range.likeness,
-        CASE WHEN lacks.vector THEN s.words / range.words ELSE 0 END)
-      + (1 - %(weight)s::real) * s.words / range.words AS score,
-    s.mass / total.idf AS mass, s.words / total.idf AS strength
-  FROM scored s CROSS JOIN LATERAL (
-    SELECT s.likeness IS NULL AND NOT EXISTS (
-      SELECT FROM cogo.kb_chunks c JOIN {table} v ON v.file_id = c.file_id AND v.digest = c.digest
-      WHERE c.file_id = s.file_id AND c.ord = s.ord) AS vector) lacks, range, (SELECT greatest(sum(idf), 1e-6) AS idf FROM word) total
+  SELECT w.file_id, w.ord, w.words, w.likeness,
+    CASE w.kind WHEN 'section' THEN (w.score + %(file)s::real * max(w.score) OVER (PARTITION BY w.file_id)) / (1 + %(file)s::real)
+      ELSE w.score END AS score,
+    w.mass / total.idf AS mass, w.words / total.idf AS strength
+  FROM weighted w, (SELECT greatest(sum(idf), 1e-6) AS idf FROM word) total
   ORDER BY 5 DESC, 1, 2 LIMIT %(k)s)
 """
 SEARCH = _WORDS + _BY_WORDS + _SHOWN

@@ -26,6 +26,10 @@ TERMS_MAX = 64
 BUDGET = 2_500
 """Spans that the words which choose candidates may stand in together: what bounds the time."""
 CANDIDATES = 300
+MODULE = 0.7
+"""What the score by words and vectors counts for the head of a module: imports and constants name much and say little."""
+FILE = 0.3
+"""How much of the best score in its file a section gets, beside its own: pages are about one thing. Measured (docs/adr/0011)."""
 
 
 class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +105,7 @@ async def search(
                 found.append([])
                 continue
             if near is not None:
-                params |= near.params(place)
+                params |= {"module": MODULE, "file": FILE, **near.params(place)}
             rows = await (await conn.execute(statement, params)).fetchall()
             found.append([_hit(row, near) for row in rows])
     return found

@@ -13,7 +13,7 @@ import unicodedata
 from functools import lru_cache
 
 VERSION = "3"
-"""Part of every file's digest: a new tokeniser or chunker makes every file count as changed."""
+"""Part of every file's digest: a new tokeniser, chunker or text to embed makes every file count as changed."""
 
 TERM_MAX = 40
 """Longer runs are hashes, base64 and the like: cut, so that one line can't bloat the index."""

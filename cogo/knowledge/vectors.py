@@ -12,7 +12,7 @@ import math
 import random
 import time
 import weakref
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -41,8 +41,11 @@ MATRIX_BLOCK: Final = 8_192
 """Vectors that are compared at a time."""
 NEAREST: Final = 300
 """Chunks that are candidates by their vectors."""
-WEIGHT: Final = 0.45
-"""What vectors count; words count the rest. Measured on code and on documents (docs/adr/0009)."""
+WEIGHT: Final = 0.5
+WEIGHT_SECTION: Final = 0.4
+"""What vectors count, in code and in documents; words count the rest. Measured (docs/adr/0011)."""
+NAME: Final = 0.2
+"""How much of a chunk's vector is that of its name alone, before its length is made 1 again."""
 PATIENCE_S: Final = 2.0
 PATIENCE_EACH_S: Final = 0.05
 """Questions wait no longer for their vectors, and this much for each; then words alone answer them."""
@@ -53,17 +56,43 @@ MAX_SCANNED: Final = 100_000
 _log = logging.getLogger("cogo.knowledge")
 
 
-def embedded_text(path: str, kind: str, qualname: str, text: str) -> str:
-    """What a chunk is embedded as: where it stands and what it is called, in words, then its beginning."""
+def embedded_texts(path: str, kind: str, qualname: str, text: str) -> tuple[str, str | None]:
+    """What a chunk is embedded as: where it stands and what it is called, in words, then its beginning.
+
+    And its name alone, if it is code: in a long text the model hears little of it. A section begins with its title.
+    """
     if kind == "section":
-        return f"{qualname}\n{text}"[:TEXT_MAX]
-    place = f"{PurePosixPath(path).with_suffix('')} {qualname}"
-    return f"{' '.join(tokens.pieces(place)).lower()}\n{text[:TEXT_MAX]}"
+        return f"{qualname}\n{text}"[:TEXT_MAX], None
+    file = PurePosixPath(path).with_suffix("")
+    place, name = _in_words(f"{file} {qualname}"), _in_words(qualname) or _in_words(file.name)
+    return f"{place}\n{text[:TEXT_MAX]}", name or None
+
+
+def _in_words(name: str) -> str:
+    return " ".join(tokens.pieces(name)).lower()
 
 
 def digest(path: str, kind: str, qualname: str, text: str) -> bytes:
-    """Of the text that is embedded: the same digest, the same vector."""
-    return hashlib.blake2b(embedded_text(path, kind, qualname, text).encode(), digest_size=16).digest()
+    """Of the texts that are embedded: the same digest, the same vector."""
+    whole, name = embedded_texts(path, kind, qualname, text)
+    made_of = whole if name is None else f"{name}\n{NAME}\n{whole}"
+    return hashlib.blake2b(made_of.encode(), digest_size=16).digest()
+
+
+async def embed_chunks(embedder: Embedder, chunks: Sequence[Mapping[str, str]]) -> NDArray[np.float32]:
+    """One vector of length 1 for each chunk: `path`, `kind`, `qualname` and `text`, as rows name them."""
+    import numpy as np
+
+    pairs = [embedded_texts(c["path"], c["kind"], c["qualname"], c["text"]) for c in chunks]
+    places: dict[str, int] = {}  # of each text; methods share names
+    for text in (text for pair in pairs for text in pair if text is not None):
+        places.setdefault(text, len(places))
+    found = await embedder.embed(list(places))
+    vectors: NDArray[np.float32] = found[[places[whole] for whole, _ in pairs]]
+    named = [place for place, (_, name) in enumerate(pairs) if name is not None]
+    vectors[named] += NAME * found[[places[name] for _, name in pairs if name is not None]]
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    return vectors
 
 
 def certainty(model: Model, likeness: float) -> float:
@@ -223,7 +252,7 @@ class Near(msgspec.Struct, frozen=True):
 
     def params(self, place: int) -> dict[str, Any]:
         """Of the question at this place."""
-        return {"weight": WEIGHT, **self.given[place]}
+        return {"weight": WEIGHT, "weight_section": WEIGHT_SECTION, **self.given[place]}
 
 
 async def near(db: Database, repos: Sequence[int], texts: Sequence[str], scope: Scope) -> Near | None:
@@ -343,8 +372,7 @@ async def fill(
     made, ends = 0, time.monotonic() + turn_s
     params = {"repo": repo_id, "paths": list(paths), "limit": BATCH}
     while rows := await db.fetch(queries.LACKING.format(table=table.name), params):
-        texts = [embedded_text(row["path"], row["kind"], row["qualname"], row["text"]) for row in rows]
-        found = await embedder.embed(texts)
+        found = await embed_chunks(embedder, rows)
         await db.execute(
             queries.PUT_VECTORS.format(table=table.name, **_types(table)),
             {

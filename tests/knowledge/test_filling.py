@@ -120,7 +120,8 @@ async def test_many_files_are_many_messages_of_which_one_waits(
         assert await waiting(database) == ["acme"]
     assert 5 <= await work_off(database, set_to(model)) <= 8
     assert len(server.requests) == 5
-    assert sum(len(request["input"]) for request in server.requests) == 23, "none was embedded twice"
+    texts = [text for request in server.requests for text in request["input"]]
+    assert len(texts) == len(set(texts)) == 2 * 23, "each text and each name, none twice"
     assert await serving(database) == model
 
 

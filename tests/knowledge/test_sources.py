@@ -179,9 +179,15 @@ async def test_ten_edits_are_embedded_once(rag: Bus, notes: Database) -> None:
         await notes.execute("UPDATE public.notes SET body = %s WHERE id = 1", (f"edit {n}",))
     await notes.execute("SELECT cogo.resume('rag', 'embed', NULL, 'test')")
     await eventually_async(lambda: holds(notes, "edit 9"))
+    open_ones = "SELECT count(*) FROM public.agent_messages WHERE status <> 'done'"
+    await eventually_async(lambda: _is_zero(notes, open_ones))
     ended = "SELECT result_snippet FROM public.agent_messages WHERE status = 'done'"
     reports = [msgspec.json.decode(row["result_snippet"]) for row in await notes.fetch(ended)]
     assert [report["files"] for report in reports] == [1, 1], "the insert, and ten edits at once"
+
+
+async def _is_zero(db: Database, count: str) -> bool:
+    return await db.fetch_value(count) == 0
 
 
 async def holds(db: Database, text: str) -> bool:

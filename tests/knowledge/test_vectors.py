@@ -155,8 +155,59 @@ async def test_work_that_was_cut_off_goes_on_where_it_was(
     async with anyio.create_task_group() as tasks:  # two at once do no harm
         tasks.start_soon(vectors.fill, database, table, second, repo_id, paths)
         tasks.start_soon(vectors.fill, database, table, attached.embedder(MINILM), repo_id, paths)
-    assert len(second.seen) <= 2
+    assert len(second.seen) <= 4  # two spans, each by its text and by its name
     assert await held(database, table) == await chunks(database)
+
+
+async def test_a_vector_of_code_hears_its_name_too(database: Database) -> None:
+    embedder = vectors.attach(database, models_home()).embedder(MINILM)
+    code = {
+        "path": "a/port.py",
+        "kind": "method",
+        "qualname": "Port.berth",
+        "text": "def berth(self):\n    pass",
+    }
+    head = {"path": "a/port.py", "kind": "module", "qualname": "", "text": "import os"}
+    page = {"path": "a.md", "kind": "section", "qualname": "Port > Berth", "text": "# Berth\nOne a ship."}
+    found = await vectors.embed_chunks(embedder, [code, head, page])
+    texts = ["a port port berth\ndef berth(self):\n    pass", "port berth", "a port\nimport os", "port"]
+    whole, name, module, file, section = await embedder.embed([*texts, "Port > Berth\n# Berth\nOne a ship."])
+    for vector, text, named in ((found[0], whole, name), (found[1], module, file)):
+        mean = text + vectors.NAME * named
+        assert vector @ mean == pytest.approx((mean @ mean) ** 0.5, abs=5e-3)
+        assert vector @ vector == pytest.approx(1, abs=1e-5)
+        assert vector @ named > text @ named
+    assert found[2] @ section == pytest.approx(1, abs=5e-3)
+
+
+async def test_a_score_is_what_its_parts_come_to(
+    vectored: vectors.Vectors, database: Database, tmp_path: Path
+) -> None:
+    files = {
+        "port.py": "FEES = 'berth fee of a ship'\n\ndef berth_fee(ship):\n    return ship.length\n",
+        "guide.md": "# Berth\nThe fee of a berth for a ship.\n\n# Weather\nRain and wind.\n",
+        "other.md": "# Fee\nNobody pays a fee.\n",
+    }
+    await index_all(database, write(tmp_path / "port", files))
+    (repo_id,) = await search.repo_ids(database, "acme", "port")
+    table = await vectors.table_of(database, MINILM)
+    paths = await vectors.lacking(database, table, repo_id)
+    await vectors.fill(database, table, vectored.embedder(MINILM), repo_id, paths)
+    (hits,) = await search.search(database, "acme", ["the fee of a berth"], 100)
+    assert {hit.kind for hit in hits} == {"module", "function", "section"}
+    assert len(hits) == 5
+    likeness = [hit.scores.dense or 0.0 for hit in hits]
+    words, low, high = max(hit.scores.lexical for hit in hits), min(likeness), max(likeness)
+    own = {}
+    for hit, like in zip(hits, likeness, strict=True):
+        weight = vectors.WEIGHT_SECTION if hit.kind == "section" else vectors.WEIGHT
+        score = weight * (like - low) / (high - low) + (1 - weight) * hit.scores.lexical / words
+        own[hit.path, hit.start] = score * (search.MODULE if hit.kind == "module" else 1)
+    for hit in hits:
+        score, page = own[hit.path, hit.start], max(own[at] for at in own if at[0] == hit.path)
+        if hit.kind == "section":
+            score = (score + search.FILE * page) / (1 + search.FILE)
+        assert hit.score == pytest.approx(score, abs=2e-3)
 
 
 @pytest.mark.parametrize("scope", [search.Scope(paths=()), search.Scope(kinds=())], ids=["paths", "kinds"])
