@@ -72,6 +72,9 @@ bench: $(SYNCED) ## The figures of the main job and of retrieval
 bench-bus: $(SYNCED) ## Every gate of the bus beside its peers, which it installs; writes docs/benchmarks.md (40 minutes)
 	@$(BIN)/python benchmarks/bus/run.py --write $(ARGS)
 
+bench-kg: $(SYNCED) ## The graph beside grimp and madge, which it fetches (5 minutes)
+	@$(BIN)/python benchmarks/kg/run.py $(ARGS)
+
 bench-retrieval: $(SYNCED) ## The search beside its peers, and the embedding beside bare onnxruntime; needs `cogo models install`
 	@$(BIN)/python benchmarks/retrieval/run.py $(ARGS)
 	@$(BIN)/python benchmarks/retrieval/throughput.py

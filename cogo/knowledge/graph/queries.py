@@ -13,23 +13,18 @@ LEFT JOIN (SELECT file_id, array_agg(name) AS other_names FROM cogo.kg_aliases
            WHERE repo_id = %(repo)s AND kind = 'path' GROUP BY 1) a ON a.file_id = f.id
 WHERE f.repo_id = %(repo)s
 """
-# One row of arrays: a driver reads those in a tenth of the time of as many rows.
+# One text, which a process takes apart in a third of the time that it takes to read as many rows.
 NODES = """
-SELECT coalesce(array_agg(file_id ORDER BY id), '{}') AS files, coalesce(array_agg(id ORDER BY id), '{}') AS ids,
-  coalesce(array_agg(kind ORDER BY id), '{}') AS kinds, coalesce(array_agg(qualname ORDER BY id), '{}') AS names,
-  coalesce(array_agg(start_line ORDER BY id), '{}') AS lines
-FROM cogo.kg_nodes WHERE repo_id = %(repo)s
+SELECT string_agg(concat_ws(E'\\x1f', file_id, id, start_line, kind, qualname), E'\\x1e' ORDER BY id)
+FROM cogo.kg_nodes WHERE repo_id = %s
 """
 ALIASES = """
-SELECT coalesce(array_agg(file_id), '{}') AS files, coalesce(array_agg(name), '{}') AS names,
-  coalesce(array_agg(target), '{}') AS targets
-FROM cogo.kg_aliases WHERE repo_id = %(repo)s AND kind = 'import'
+SELECT string_agg(concat_ws(E'\\x1f', file_id, name, target), E'\\x1e')
+FROM cogo.kg_aliases WHERE repo_id = %s AND kind = 'import'
 """
 INHERITS = """
-SELECT coalesce(array_agg(id ORDER BY id), '{}') AS ids, coalesce(array_agg(file_id ORDER BY id), '{}') AS files,
-  coalesce(array_agg(src ORDER BY id), '{}') AS srcs, coalesce(array_agg(names[1] ORDER BY id), '{}') AS names,
-  coalesce(array_agg(dst ORDER BY id), '{}') AS dsts
-FROM cogo.kg_edges WHERE repo_id = %(repo)s AND kind = 'inherits'
+SELECT id, file_id, src, names[1] AS name, dst FROM cogo.kg_edges
+WHERE repo_id = %s AND kind = 'inherits' ORDER BY id
 """
 PUT_FILES = """
 INSERT INTO cogo.kg_files (repo_id, path, digest, module, packaged, source, note, lang, is_test)
@@ -50,10 +45,12 @@ NODE_IDS = "SELECT nextval(pg_get_serial_sequence('cogo.kg_nodes', 'id')) AS id 
 COPY_NODES = "COPY cogo.kg_nodes (repo_id, id, file_id, kind, qualname, start_line, end_line) FROM STDIN"
 COPY_EDGES = "COPY cogo.kg_edges (repo_id, file_id, src, kind, names, line, confidence, dst) FROM STDIN"
 COPY_ALIASES = "COPY cogo.kg_aliases (repo_id, file_id, kind, name, target) FROM STDIN"
-# What files that did not change say with one of these words, as a part of a name between dots.
+# What files that did not change say with one of these words, as a part of a name between dots. LIKE finds candidates
+# in half the time.
 USES = """
 SELECT id, file_id, src, kind, names, confidence, dst FROM cogo.kg_edges
 WHERE repo_id = %(repo)s AND kind NOT IN ('defines', 'inherits') AND file_id <> ALL (%(but)s)
+  AND CASE WHEN kind = 'imports' THEN array_to_string(names, '.') ELSE names[1] END LIKE ANY (%(like)s)
   AND string_to_array(array_to_string(names, '.'), '.') && %(words)s::text[]
 """
 MEAN = """

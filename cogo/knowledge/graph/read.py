@@ -36,16 +36,18 @@ def changed(
 ) -> tuple[list[Changed], list[str]]:
     """New and changed files below the root, and the known paths that are gone; with `paths`, among these only.
 
-    What a file is called depends on some files around it: when one of those changes, all are looked at.
+    Whoever names paths has looked which ones are wanted (`scan.list_files`). What a file is called depends on some
+    files around it: when one of those changes, all are looked at.
     """
     if paths is not None and any(
         PurePosixPath(path).name in ("__init__.py", "package.json") for path in paths
     ):
         paths = None
-    listed = scan.list_files(root)
+    scripts = paths is None or any(path.endswith(tuple(script.ENDINGS)) for path in paths)
+    listed = scan.list_files(root) if scripts else []
     folder = _Folder(root, listed)
     found, present = list[Changed](), set[str]()
-    for path in listed if paths is None else sorted(set(listed) & set(paths)):
+    for path in listed if paths is None else sorted(set(paths)):
         reader = folder.reader(path)
         if reader is None:
             continue
