@@ -79,26 +79,26 @@ MODULE = """
 SELECT m.id, m.qualname AS name FROM cogo.kg_nodes n JOIN cogo.kg_nodes m ON m.file_id = n.file_id
 WHERE n.id = %s ORDER BY m.id LIMIT 1
 """
-# A class stands for what it defines, too.
+# A class stands for what it defines, too. LATERAL with OFFSET 0, here and below, keeps the planner at one lookup
+# in an index for each node, also in the plan that it makes without knowing the node: joined, it would hash all edges.
 _MEMBERS = """
 WITH RECURSIVE member(id) AS (
   SELECT %(node)s::bigint UNION
-  SELECT e.dst FROM member m JOIN cogo.kg_edges e ON e.src = m.id AND e.kind = 'defines'
-  WHERE %(members)s)
+  SELECT e.dst FROM member m CROSS JOIN LATERAL (
+    SELECT d.dst FROM cogo.kg_edges d WHERE d.src = m.id AND d.kind = 'defines' AND %(members)s OFFSET 0) e)
 """
 # One end of edges is given; what stands at the other end, and where the edge is written.
-INTO = """{members}
-SELECT s.qualname AS name, s.kind, f.path, min(e.line) AS line, min(e.confidence) AS confidence
-FROM member m JOIN cogo.kg_edges e ON e.dst = m.id AND e.kind = ANY (%(kinds)s)
-JOIN cogo.kg_nodes s ON s.id = e.src JOIN cogo.kg_files f ON f.id = e.file_id
-WHERE e.src <> e.dst GROUP BY s.id, f.id ORDER BY 1 LIMIT %(limit)s
+_ENDS = """{members}
+SELECT o.qualname AS name, o.kind, f.path, min(e.line) AS line, min(e.confidence) AS confidence
+FROM member m CROSS JOIN LATERAL (
+  SELECT x.{other} AS other, x.file_id, x.line, x.confidence FROM cogo.kg_edges x
+  WHERE x.{one} = m.id AND x.kind = ANY (%(kinds)s) AND x.dst IS NOT NULL AND x.src <> x.dst OFFSET 0) e
+CROSS JOIN LATERAL (SELECT n.qualname, n.kind FROM cogo.kg_nodes n WHERE n.id = e.other OFFSET 0) o
+CROSS JOIN LATERAL (SELECT g.path FROM cogo.kg_files g WHERE g.id = e.file_id OFFSET 0) f
+GROUP BY e.other, o.qualname, o.kind, f.path ORDER BY 1 LIMIT %(limit)s
 """.replace("{members}", _MEMBERS)
-OUT_OF = """{members}
-SELECT d.qualname AS name, d.kind, f.path, min(e.line) AS line, min(e.confidence) AS confidence
-FROM member m JOIN cogo.kg_edges e ON e.src = m.id AND e.kind = ANY (%(kinds)s)
-JOIN cogo.kg_nodes d ON d.id = e.dst JOIN cogo.kg_files f ON f.id = e.file_id
-WHERE e.src <> e.dst GROUP BY d.id, f.id ORDER BY 1 LIMIT %(limit)s
-""".replace("{members}", _MEMBERS)
+INTO = _ENDS.format(one="dst", other="src")
+OUT_OF = _ENDS.format(one="src", other="dst")
 # Calls of `something.name()` where name is defined once: likely this one, but nobody said so.
 GUESSED = """
 SELECT s.qualname AS name, s.kind, f.path, min(e.line) AS line, 'guess' AS confidence
@@ -112,11 +112,16 @@ GROUP BY s.id, f.id ORDER BY 1 LIMIT %(limit)s
 # Whatever reaches the node by edges of these kinds, nearest first. An edge into a part of something reaches it.
 IMPACT = """{members}, reached(id, depth) AS (
   SELECT id, 0 FROM member UNION
-  SELECT e.src, r.depth + 1 FROM reached r
-  JOIN cogo.kg_edges e ON e.dst = r.id AND e.kind = ANY (%(kinds)s) WHERE r.depth < %(depth)s)
-SELECT n.qualname AS name, n.kind, f.path, n.start_line AS line, min(r.depth) AS depth
-FROM reached r JOIN cogo.kg_nodes n ON n.id = r.id JOIN cogo.kg_files f ON f.id = n.file_id
-WHERE r.id NOT IN (SELECT id FROM member) GROUP BY n.id, f.id ORDER BY depth, name LIMIT %(limit)s
+  SELECT e.src, r.depth + 1 FROM reached r CROSS JOIN LATERAL (
+    SELECT x.src FROM cogo.kg_edges x WHERE x.dst = r.id AND x.kind = ANY (%(kinds)s) AND x.dst IS NOT NULL OFFSET 0) e
+  WHERE r.depth < %(depth)s),
+nearest AS (SELECT r.id, min(r.depth) AS depth FROM reached r GROUP BY r.id HAVING min(r.depth) > 0
+            ORDER BY depth, r.id LIMIT %(limit)s)
+SELECT n.qualname AS name, n.kind, f.path, n.start_line AS line, w.depth
+FROM nearest w
+CROSS JOIN LATERAL (SELECT * FROM cogo.kg_nodes x WHERE x.id = w.id OFFSET 0) n
+CROSS JOIN LATERAL (SELECT g.path FROM cogo.kg_files g WHERE g.id = n.file_id OFFSET 0) f
+ORDER BY depth, name
 """.replace("{members}", _MEMBERS)
 STEP = """
 SELECT DISTINCT ON (e.{there}) e.{here} AS here, e.{there} AS there FROM cogo.kg_edges e
