@@ -127,7 +127,11 @@ def server_cpu(data: Path) -> float:
 
 async def edges_of(db: Database, repo: int, *, scripts: bool) -> set[tuple[str, str]]:
     rows = await db.fetch(queries.IMPORTS_ALL, {"repo": repo})
-    return {(row["importer"], row["imported"]) for row in rows if row["exact"] and scripts == ("/" in row["importer"])}
+    return {
+        (row["importer"], row["imported"])
+        for row in rows
+        if row["exact"] and scripts == ("/" in row["importer"])
+    }
 
 
 def grimps(folder: Path) -> tuple[float, set[tuple[str, str]]]:
