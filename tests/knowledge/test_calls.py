@@ -69,6 +69,32 @@ async def test_calls_in_python(database: Database, tmp_path: Path) -> None:
     assert ("pkg.use.passed", "pkg.impl.make") in await links(database, "references")
 
 
+async def test_attributes_have_the_type_that_the_class_tells(database: Database, tmp_path: Path) -> None:
+    files = {
+        "shop/__init__.py": "",
+        "shop/till.py": "class Till:\n    def count(self): ...\nclass Box:\n    def count(self): ...\n",
+        "shop/desk.py": (
+            "from shop.till import Box, Till\n"
+            "class Desk:\n"
+            "    field: Till\n"
+            "    def __init__(self, till: Till, other, either: Till):\n"
+            "        self.told = till\n        self.made = Box()\n        self.later: Till | None = None\n"
+            "        self.unknown = other\n        self.either = either\n"
+            "    def change(self): self.either = Box()\n"
+            "    def one(self): self.told.count()\n"
+            "    def two(self): self.made.count()\n"
+            "    def three(self): self.later.count(); self.field.count()\n"
+            "    def none(self): self.unknown.count(); self.either.count(); self.told.drawer.count()\n"
+        ),
+    }
+    await build_graph(database, write(tmp_path / "repo", files))
+    assert {pair for pair in await links(database, "calls") if pair[1].endswith("count")} == {
+        ("shop.desk.Desk.one", "shop.till.Till.count"),
+        ("shop.desk.Desk.two", "shop.till.Box.count"),
+        ("shop.desk.Desk.three", "shop.till.Till.count"),
+    }
+
+
 async def test_guesses_are_made_only_when_asked_for(database: Database, tmp_path: Path) -> None:
     files = {
         "a.py": "class A:\n    def settle(self): ...\n    def get(self): ...\n",

@@ -4,7 +4,7 @@
 is meant, `build` keeps the rows; `ask`, `report`, `picture` and `export` read them.
 """
 
-from .ask import USES, Rows, callees, callers, find, impact, importers, imports, module, path, uses
+from .ask import USES, Rows, callees, callers, find, impact, importers, imports, path, uses
 from .build import Built, build
 from .picture import picture
 from .report import Report, cycles, markdown, report
@@ -23,7 +23,6 @@ __all__ = [
     "importers",
     "imports",
     "markdown",
-    "module",
     "path",
     "picture",
     "report",

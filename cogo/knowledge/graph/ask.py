@@ -23,7 +23,7 @@ Rows = list[dict[str, Any]]
 
 
 async def find(db: Database, repo_id: int, name: str) -> dict[str, Any]:
-    """`{id, kind, name, path, line}` of what is meant by a name, the end of one, or a path.
+    """`{id, kind, name, path, line, module_id}` of what is meant by a name, the end of one, or a path.
 
     Raises NotFound, and Invalid when several things are called so.
     """
@@ -41,21 +41,20 @@ async def find(db: Database, repo_id: int, name: str) -> dict[str, Any]:
     return rows[0]
 
 
-async def module(db: Database, repo_id: int, name: str) -> dict[str, Any]:
-    """`{id, name}` of a module by its name, its path, or something that it defines. Raises NotFound, Invalid."""
+async def _module(db: Database, repo_id: int, name: str) -> int:
+    """The node of a module by its name, its path, or something that it defines. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
-    row = await db.fetch_one(sql.MODULE, (found["id"],))
-    return row or found
+    return int(found["module_id"] or found["id"])
 
 
 async def importers(db: Database, repo_id: int, name: str) -> Rows:
     """Who imports its module: `[{name, kind, path, line, confidence}]`, where the import stands. Raises NotFound."""
-    return await _edges(db, sql.INTO, (await module(db, repo_id, name))["id"], ("imports",))
+    return await _edges(db, sql.INTO, await _module(db, repo_id, name), ("imports",))
 
 
 async def imports(db: Database, repo_id: int, name: str) -> Rows:
     """What its module imports of this repository, and where. Raises NotFound."""
-    return await _edges(db, sql.OUT_OF, (await module(db, repo_id, name))["id"], ("imports",))
+    return await _edges(db, sql.OUT_OF, await _module(db, repo_id, name), ("imports",))
 
 
 async def callers(db: Database, repo_id: int, name: str, *, guesses: bool = False) -> Rows:
@@ -114,9 +113,8 @@ async def path(db: Database, repo_id: int, start: str, end: str) -> Rows:
     first, last = await find(db, repo_id, start), await find(db, repo_id, end)
     modules = {"package", "module"}
     kinds = ["imports"] if modules & {first["kind"], last["kind"]} else ["calls"]
-    if kinds == ["imports"]:
-        first, last = await module(db, repo_id, first["name"]), await module(db, repo_id, last["name"])
-    chain = await _way(db, first["id"], last["id"], kinds)
+    end_of = "module_id" if kinds == ["imports"] else "id"
+    chain = await _way(db, first[end_of] or first["id"], last[end_of] or last["id"], kinds)
     rows = {row["id"]: row for row in await db.fetch(sql.NAMES_OF, (chain,))}
     return [{key: rows[id][key] for key in ("name", "path", "line")} for id in chain if id in rows]
 

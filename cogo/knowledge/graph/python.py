@@ -1,7 +1,8 @@
 """The facts of a Python file, by its syntax tree: definitions, imports, and what each name means by Python's scopes.
 
 A call or reference is kept when its first word is bound to something that a module can define: an import, a class,
-a function, `self`, or a variable that was just made by calling a class. What a local variable holds is not guessed.
+a function, `self`, or a variable or attribute whose class is told by an annotation or by the call that made it. What else
+a variable holds is not guessed.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ class _Reader(Scopes):
         self.package = module.name if module.is_package else module.name.rpartition(".")[0]
         self.aliases: list[tuple[str, str]] = []
         self.bases: list[tuple[int, Tree]] = []
+        self.attributes: dict[tuple[str, str], str | None] = {}
+        """(class, name) -> what `self.name` is an instance of, in the form of `meaning`."""
         self.found = syntax.captures(syntax.query("python", QUERY), root)
         self._define()
 
@@ -109,8 +112,38 @@ class _Reader(Scopes):
             scope.bound[self.text(name)] = self._instance(tree.child_by_field_name("type"), scope)
         for tree in self.found.get("assignment", ()):
             left, right = tree.child_by_field_name("left"), tree.child_by_field_name("right")
+            told, at = tree.child_by_field_name("type"), self.at(tree.start_byte)
             if left is not None and left.type == "identifier":
-                self._assign(self.text(left), right, self.at(tree.start_byte))
+                if told is not None:
+                    self._annotate(self.text(left), told, at)
+                self._assign(self.text(left), right, at)
+            elif left is not None and left.type == "attribute":
+                self._assign_to_self(self.text(left), right, told, at)
+
+    def _annotate(self, name: str, told: Tree, at: int) -> None:
+        """`name: Class` in a function, or as a field of a class."""
+        scope = self.scopes[at]
+        instance = self._instance(told, scope)
+        if scope.is_class and scope.owner:
+            self.attributes[scope.owner, name] = instance
+        elif instance is not None and at:
+            scope.bound.setdefault(name, instance)
+
+    def _assign_to_self(self, target: str, right: Tree | None, told: Tree | None, at: int) -> None:
+        """`self.name = …`: of what type it is, if all assignments in the class agree; None beside one says nothing."""
+        root, _, name = target.partition(".")
+        scope = self.scopes[at]
+        if (
+            root != "self"
+            or "." in name
+            or scope.owner is None
+            or (told is None and right is not None and right.type == "none")
+        ):
+            return
+        key = scope.owner, name
+        value = self._instance(told, scope) if told is not None else self._value(right, at)
+        instance = value if value is not None and value.endswith("()") else None
+        self.attributes[key] = instance if self.attributes.get(key, instance) == instance else None
 
     def _assign(self, name: str, right: Tree | None, at: int) -> None:
         scope = self.scopes[at]
@@ -118,17 +151,20 @@ class _Reader(Scopes):
             if (scope.bound[name] or "()").endswith("()"):
                 scope.bound[name] = None  # assigned twice: it may be either
             return
-        meant: str | None = None
-        if right is not None and right.type in ("identifier", "attribute"):
-            meant = self.meaning(self.text(right), at)
-            if meant is not None and at == 0:
-                self.aliases.append((f"{self.module.name}.{name}", meant))
-        elif right is not None and right.type == "call":
-            called = right.child_by_field_name("function")
-            if called is not None and called.type in ("identifier", "attribute"):
-                meant = self.meaning(self.text(called), at)
-                meant = meant and f"{meant}()"
+        meant = self._value(right, at)
+        if meant is not None and at == 0 and right is not None and right.type != "call":
+            self.aliases.append((f"{self.module.name}.{name}", meant))
         scope.bound[name] = meant
+
+    def _value(self, right: Tree | None, at: int) -> str | None:
+        """What an assigned expression means: another name, or an instance of what is called."""
+        if right is not None and right.type in ("identifier", "attribute"):
+            return self.meaning(self.text(right), at)
+        called = right.child_by_field_name("function") if right is not None and right.type == "call" else None
+        if called is None or called.type not in ("identifier", "attribute"):
+            return None
+        meant = self.meaning(self.text(called), at)
+        return meant and f"{meant}()"
 
     def _instance(self, annotation: Tree | None, scope: Scope) -> str | None:
         """What a parameter is an instance of, by its annotation."""
@@ -237,7 +273,10 @@ class _Reader(Scopes):
             owner = self.scopes[at].owner
             if owner is not None:
                 name, _, more = rest.partition(".")
-                return _unknown(more) if more else f"{owner}.{name}"
+                if not more:
+                    return f"{owner}.{name}"
+                held = self.attributes.get((owner, name))
+                return used(f"{held}.{more}") if held else _unknown(more)
         meant = self.meaning(text, at)
         if meant is None:
             return _unknown(rest) if rest else None
