@@ -102,8 +102,6 @@ class Follower:
             say(f"{self._repo}: {described(batch)} indexed in {duration(elapsed_ms)}")
 
     def _tasks(self, batch: Batch) -> list[tuple[str, dict[str, Any]]]:
-        from cogo.knowledge.chunking import language
-
         whole: dict[str, Any] = {"root": str(self._folder), "repo": self._repo}
         paths = batch.paths
         if paths is None:
@@ -111,9 +109,7 @@ class Follower:
         tasks = [
             (work.LANES["rag"], whole | {"paths": paths[i : i + BATCH]}) for i in range(0, len(paths), BATCH)
         ]
-        if any(language(path) not in ("markdown", "rst") for path in paths):
-            tasks.append((work.LANES["kg"], whole))
-        return tasks
+        return [*tasks, (work.LANES["kg"], whole)]
 
 
 def described(batch: Batch) -> str:

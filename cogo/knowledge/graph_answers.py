@@ -7,7 +7,7 @@ any other.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,30 +19,32 @@ if TYPE_CHECKING:
     from cogo import Database
 
 SHOWN: Final = 10
-_NAME: Final = r"[`'\"]?(?P<name>[A-Za-z_][A-Za-z0-9_/-]*(?:[./][A-Za-z0-9_-]+)*)(?:\(\))?[`'\"]?"
-_THE: Final = r"(?:the\s+)?(?:function|method|class|module|file)?\s*"
-_PLACE: Final = r"(?:\s+(?:module|function|class|method|file))?\s*[?.!]*$"
+ASKED_MAX: Final = 300
+"""Characters of the longest question of these forms."""
+_NAME: Final = r"[`'\"]?(?P<name>[A-Za-z_][A-Za-z0-9_-]*(?:[./][A-Za-z0-9_-]+)*)(?:\(\))?[`'\"]?"
+_THE: Final = r"(?:the )?(?:(?:function|method|class|module|file) )?"
+_PLACE: Final = r"(?: (?:module|function|class|method|file))? ?[?.!]*$"
 
 
 def _asking(verbs: str) -> re.Pattern[str]:
-    return re.compile(rf"^(?:who|what|which(?:\s+\w+)?)\s+(?:{verbs})\s+{_THE}{_NAME}{_PLACE}", re.IGNORECASE)
+    return re.compile(rf"^(?:who|what|which(?: \w+)?) (?:{verbs}) {_THE}{_NAME}{_PLACE}", re.IGNORECASE)
 
 
 # What is asked, by the words of the question; and how the answer begins, for some and for none.
 _FORMS: Final = (
     (_asking("calls?|invokes?"), "callers", "is called by", "is known to call"),
-    (_asking("imports?|depends?\\s+on"), "importers", "is imported by", "imports the module of"),
-    (_asking("inherits?\\s+from|inherits?|extends?|subclass(?:es)?"), "heirs", "is inherited by", "inherits from"),
+    (_asking(r"imports?|depends?\ on"), "importers", "is imported by", "imports the module of"),
+    (_asking(r"inherits?\ from|inherits?|extends?|subclass(?:es)?"), "heirs", "is inherited by", "inherits from"),
     (_asking("tests?|covers?"), "tests", "is tested by", "is known to test"),
     (_asking("documents?|mentions?|describes?"), "documents", "is named by", "names"),
     (_asking("uses?|references?|needs?"), "uses", "is used by", "is known to use"),
-    (re.compile(rf"^what\s+(?:would\s+|may\s+|could\s+)?(?:breaks?|changes?|is\s+affected)\s+(?:if|when|by)\s+(?:I\s+change\s+)?"
-                rf"{_THE}{_NAME}(?:\s+(?:changes?|breaks?|is\s+(?:changed|removed)|goes))?{_PLACE}", re.IGNORECASE),
+    (re.compile(rf"^what (?:would |may |could )?(?:breaks?|changes?|is affected) (?:if|when|by) (?:I change )?"
+                rf"{_THE}{_NAME}(?: (?:changes?|breaks?|is (?:changed|removed)|goes))?{_PLACE}", re.IGNORECASE),
      "impact", "is needed, directly or not, by", "is known to need"),
-    (re.compile(rf"^what\s+does\s+{_THE}{_NAME}\s+calls?{_PLACE}", re.IGNORECASE), "callees", "calls", "is called by"),
-    (re.compile(rf"^what\s+does\s+{_THE}{_NAME}\s+imports?{_PLACE}", re.IGNORECASE), "imports", "imports", "is imported by"),
-    (re.compile(rf"^{_NAME}\s*(?:을|를)?\s*(?:호출|부르)\S*.*$"), "callers", "is called by", "is known to call"),
-    (re.compile(rf"^{_NAME}\s*(?:을|를)?\s*(?:임포트|import)\S*.*$"), "importers", "is imported by", "imports the module of"),
+    (re.compile(rf"^what does {_THE}{_NAME} calls?{_PLACE}", re.IGNORECASE), "callees", "calls", "is called by"),
+    (re.compile(rf"^what does {_THE}{_NAME} imports?{_PLACE}", re.IGNORECASE), "imports", "imports", "is imported by"),
+    (re.compile(rf"^{_NAME} ?(?:을|를)? ?(?:호출|부르)\S*.*$"), "callers", "is called by", "is known to call"),
+    (re.compile(rf"^{_NAME} ?(?:을|를)? ?(?:임포트|import)\S*.*$"), "importers", "is imported by", "imports the module of"),
 )  # fmt: skip
 _REFERRING: Final = frozenset({"it", "this", "that", "them", "these", "those"})
 _KINDS: Final = {"heirs": ("inherits",), "tests": ("tests",), "documents": ("documents",), "uses": graph.USES}
@@ -59,7 +61,9 @@ class Asked(msgspec.Struct, frozen=True):
 
 def parse(question: str) -> Asked | None:
     """None for a question of another form."""
-    text = question.strip()
+    text = " ".join(question.split())
+    if len(text) > ASKED_MAX:
+        return None
     for form, verb, some, none in _FORMS:
         if (found := form.match(text)) and found["name"].lower() not in _REFERRING:
             return Asked(verb, found["name"], some, none)
@@ -73,34 +77,39 @@ async def answer(
     asked = parse(question)
     if asked is None:
         return None
-    names = {row["repo"] for row in await search.repos(db, [tenant]) if repo in (None, row["repo"])}
-    for name in sorted(names):
-        (repo_id,) = await search.repo_ids(db, tenant, name)
-        try:
-            subject = await graph.find(db, repo_id, asked.name)
-            rows = await _rows(db, repo_id, subject["name"], asked.verb)
-        except (errors.NotFound, errors.Invalid):
+    found: list[tuple[int, str, graph.Row]] = []
+    for row in await search.repos(db, [tenant]):
+        if repo not in (None, row["repo"]):
             continue
-        return await _told(db, tenant, name, subject, rows, asked)
-    return None
+        (repo_id,) = await search.repo_ids(db, tenant, row["repo"])
+        try:
+            found.append((repo_id, row["repo"], await graph.find(db, repo_id, asked.name)))
+        except errors.NotFound:
+            continue
+        except errors.Invalid:
+            return None
+    if len(found) != 1:
+        return None
+    repo_id, name, subject = found[0]
+    return await _told(db, tenant, name, subject, await _rows(db, repo_id, subject, asked.verb), asked)
 
 
-async def _rows(db: Database, repo_id: int, name: str, verb: str) -> graph.Rows:
+async def _rows(db: Database, repo_id: int, subject: graph.Row, verb: str) -> graph.Rows:
     if verb in _KINDS:
-        return await graph.uses(db, repo_id, name, _KINDS[verb])
+        return await graph.uses(db, repo_id, subject, _KINDS[verb])
     if verb == "impact":
-        return await graph.impact(db, repo_id, name)
+        return await graph.impact(db, repo_id, subject)
     ask = {
         "callers": graph.callers,
         "callees": graph.callees,
         "importers": graph.importers,
         "imports": graph.imports,
     }
-    return await ask[verb](db, repo_id, name)
+    return await ask[verb](db, repo_id, subject)
 
 
 async def _told(
-    db: Database, tenant: str, repo: str, subject: dict[str, Any], rows: graph.Rows, asked: Asked
+    db: Database, tenant: str, repo: str, subject: graph.Row, rows: graph.Rows, asked: Asked
 ) -> answers.Answer | None:
     head = await answers.cite(db, tenant, repo, [subject])
     if not head:
@@ -108,7 +117,8 @@ async def _told(
     cited = await answers.cite(db, tenant, repo, rows[:SHOWN])
     called = f"`{subject['name']}` [{head[0].place}]"
     if rows:
-        lines = [f"{called} {asked.some} {len(rows)}:"]
+        many = f"{len(rows)}" if len(rows) < graph.LIMIT else f"{graph.LIMIT:,} or more"
+        lines = [f"{called} {asked.some} {many}:"]
         lines += [f"- `{each.qualname}` [{each.place}]: {each.quote}" for each in cited]
         lines += [f"and {len(rows) - len(cited)} more."] if len(rows) > len(cited) else []
     elif asked.verb in ("callees", "imports"):

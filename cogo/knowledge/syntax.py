@@ -31,6 +31,8 @@ _parsers = threading.local()
 UNCLOSED_MAX = 3_000
 """Angle brackets that are opened and not closed. At the end of the text the parser's search for a way out takes
 a time that grows with the square of that: minutes for 25,000 of them."""
+DEPTH_MAX = 2_000
+"""Nodes around what a query looks at. Below 65,535 of them, which 160 kB of `.a()` make, a query never returns."""
 _ARROW = re.compile(b"[-=]>")
 _NO_BRACKETS = frozenset({"python", "sql", "markdown"})
 
@@ -77,14 +79,9 @@ def parse(language: str, text: bytes) -> Tree:
 
 
 def captures(query: Query, node: Node) -> dict[str, list[Node]]:
-    """The named parts of all matches below a node, by name, in the order of the text."""
+    """The named parts of all matches below a node, by name, in the order of the text; not those too deep to be meant."""
     from tree_sitter import QueryCursor
 
-    return QueryCursor(query).captures(node)
-
-
-def matches(query: Query, node: Node) -> list[tuple[int, dict[str, list[Node]]]]:
-    """All matches below a node: (number of the pattern, its named parts)."""
-    from tree_sitter import QueryCursor
-
-    return QueryCursor(query).matches(node)
+    cursor = QueryCursor(query)
+    cursor.set_max_start_depth(DEPTH_MAX)
+    return cursor.captures(node)

@@ -126,10 +126,13 @@ async def fill(ctx: Context, task: Embed) -> dict[str, Any]:
     after the lane's attempts the message fails, and the next start of a process looks for what is lacking.
     """
     known, table = vectors.of(ctx.db), await wanted(ctx)
-    if known is None or table is None or settings_of(ctx).embedder == "none":
-        raise Retry(
-            NO_EMBEDDER if table else f"no vectors are wanted. {local.INSTALL}", after=30, counted=False
-        )
+    if table is None:
+        return {
+            "repo": task.repo,
+            "vectors": 0,
+        }  # none are wanted (any more); whoever wants some looks what lacks them
+    if known is None or settings_of(ctx).embedder == "none":
+        raise Retry(NO_EMBEDDER, after=30, counted=False)
     try:
         embedder = known.embedder(table.model)
     except errors.ModelUnavailable as reason:  # another process may have it

@@ -179,7 +179,7 @@ async def test_odd_chunks_are_passed_over(indexed: Database, server: FakeChat, g
     assert (await ask(indexed, server.settings())).mode in ("model", "extractive")
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.parametrize("status", [409, 429, 503])
 async def test_a_busy_server_is_asked_once_more(indexed: Database, server: FakeChat, status: int) -> None:
     busy = Script(status=status, headers={"retry-after": "0"})
     server.scripts = [busy]
@@ -188,6 +188,17 @@ async def test_a_busy_server_is_asked_once_more(indexed: Database, server: FakeC
     found = await ask(indexed, server.settings())
     assert (found.degraded, found.cost_usd) == ("model_unavailable", 0.0)
     assert len(server.requests) == 4
+
+
+@pytest.mark.parametrize("status", [408, 500, 502])
+async def test_what_may_have_begun_is_asked_once_and_counted_whole(
+    indexed: Database, server: FakeChat, status: int
+) -> None:
+    server.scripts = [Script(status=status, headers={"retry-after": "0"})]
+    found = await ask(indexed, server.settings())
+    assert (found.mode, found.degraded) == ("extractive", "model_unavailable")
+    assert found.cost_usd > 0
+    assert len(server.requests) == 1
 
 
 async def test_a_server_that_is_away_costs_nothing(indexed: Database) -> None:

@@ -36,7 +36,8 @@ BYTES_PER_TOKEN: Final = 64
 
 _log = logging.getLogger("cogo.knowledge")
 _REASONS: Final = {401: "model_unauthorized", 403: "model_unauthorized", 404: "model_unknown"}
-_AGAIN: Final = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS}
+_AGAIN: Final = {HTTPStatus.CONFLICT, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+"""Refusals before anything was done."""
 
 
 class Reply(msgspec.Struct):
@@ -152,8 +153,10 @@ def _counted(usage: Any) -> tuple[int, int, int] | None:
 def _refused(error: openai.APIStatusError) -> Failed:
     status = error.status_code
     why = f"the server answers {status}: {error.message}"
-    if status in _AGAIN or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status in _AGAIN:
         return Failed("model_unavailable", why, again_s=_retry_after(error.response), free=True)
+    if status == HTTPStatus.REQUEST_TIMEOUT or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return Failed("model_unavailable", why)  # it may have begun, and may be billed: once is enough
     return Failed(_REASONS.get(status, "model_refused"), why, free=True)
 
 

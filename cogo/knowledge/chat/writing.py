@@ -132,7 +132,7 @@ async def _within_limits(
     if isinstance(reply, Failed):
         ctx.log.warning("chat.degraded id=%s model=%s %s", ctx.message_id, model, reply)
         return degraded(degraded=reply.code, **spent)
-    return _checked(call, reply, partial(degraded, **spent))
+    return await anyio.to_thread.run_sync(_checked, call, reply, partial(degraded, **spent))
 
 
 def _checked(call: _Call, reply: Reply, made: Callable[..., answers.Answer]) -> answers.Answer:

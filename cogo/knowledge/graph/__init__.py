@@ -4,15 +4,17 @@
 is meant, `build` keeps the rows; `ask`, `report`, `picture` and `export` read them.
 """
 
-from .ask import USES, Rows, callees, callers, find, impact, importers, imports, path, uses
+from .ask import LIMIT, USES, Row, Rows, callees, callers, find, impact, importers, imports, path, uses
 from .build import Built, build
 from .picture import picture
 from .report import Report, cycles, markdown, report
 
 __all__ = [
+    "LIMIT",
     "USES",
     "Built",
     "Report",
+    "Row",
     "Rows",
     "build",
     "callees",

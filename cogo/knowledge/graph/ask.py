@@ -19,14 +19,19 @@ PATH_MAX: Final = 30
 USES: Final = ("calls", "references", "inherits")
 BREAKS: Final = (*USES, "imports", "tests")
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[Row]
+Name = str | Row
+"""What somebody calls a thing, or the thing as `find` gave it."""
 
 
-async def find(db: Database, repo_id: int, name: str) -> dict[str, Any]:
+async def find(db: Database, repo_id: int, name: Name) -> Row:
     """`{id, kind, name, path, line, module_id}` of what is meant by a name, the end of one, or a path.
 
     Raises NotFound, and Invalid when several things are called so.
     """
+    if not isinstance(name, str):
+        return name
     params = {"repo": repo_id, "name": name, "tail": name.rpartition(".")[2]}
     rows = await db.fetch(sql.FIND, params)
     rows = [row for row in rows if row["whole"]] or rows
@@ -36,28 +41,30 @@ async def find(db: Database, repo_id: int, name: str) -> dict[str, Any]:
             hint="Give a path, or a name or the end of one: `cogo.core.bus`, `Bus.enqueue`.",
         )
     if len(rows) > 1:
-        names = ", ".join(row["name"] for row in rows[:5]) + (", …" if len(rows) > 5 else "")
+        names = ", ".join(f"{row['name']} ({row['path']})" for row in rows[:5]) + (
+            ", …" if len(rows) > 5 else ""
+        )
         raise errors.Invalid(f"{name!r} is the name of {len(rows)} things: {names} - at `$.name`")
     return rows[0]
 
 
-async def _module(db: Database, repo_id: int, name: str) -> int:
+async def _module(db: Database, repo_id: int, name: Name) -> int:
     """The node of a module by its name, its path, or something that it defines. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
     return int(found["module_id"] or found["id"])
 
 
-async def importers(db: Database, repo_id: int, name: str) -> Rows:
+async def importers(db: Database, repo_id: int, name: Name) -> Rows:
     """Who imports its module: `[{name, kind, path, line, confidence}]`, where the import stands. Raises NotFound."""
     return await _edges(db, sql.INTO, await _module(db, repo_id, name), ("imports",))
 
 
-async def imports(db: Database, repo_id: int, name: str) -> Rows:
+async def imports(db: Database, repo_id: int, name: Name) -> Rows:
     """What its module imports of this repository, and where. Raises NotFound."""
     return await _edges(db, sql.OUT_OF, await _module(db, repo_id, name), ("imports",))
 
 
-async def callers(db: Database, repo_id: int, name: str, *, guesses: bool = False) -> Rows:
+async def callers(db: Database, repo_id: int, name: Name, *, guesses: bool = False) -> Rows:
     """Who calls a function, a class, or a method of it, and where. Raises NotFound, Invalid.
 
     With `guesses`, also calls of a method that is so called on a value of unknown type, if nothing else is.
@@ -76,19 +83,19 @@ async def callers(db: Database, repo_id: int, name: str, *, guesses: bool = Fals
     return rows
 
 
-async def callees(db: Database, repo_id: int, name: str) -> Rows:
+async def callees(db: Database, repo_id: int, name: Name) -> Rows:
     """What it calls in this repository, and where. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
     return await _edges(db, sql.OUT_OF, found["id"], ("calls",), members=found["kind"] != "function")
 
 
-async def uses(db: Database, repo_id: int, name: str, kinds: Sequence[str] = USES) -> Rows:
+async def uses(db: Database, repo_id: int, name: Name, kinds: Sequence[str] = USES) -> Rows:
     """Edges of these kinds that lead to it or a part of it. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
     return await _edges(db, sql.INTO, found["id"], kinds, members=found["kind"] != "function")
 
 
-async def impact(db: Database, repo_id: int, name: str, depth: int = 3) -> Rows:
+async def impact(db: Database, repo_id: int, name: Name, depth: int = 3) -> Rows:
     """What may break when it changes: `[{name, kind, path, line, depth}]`, nearest first. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
     params = {

@@ -55,12 +55,14 @@ def _label(kind: str) -> str:
 
 
 async def cypher(db: Database, repo_id: int, repo: str) -> AsyncIterator[str]:
-    """Statements that make the graph in an empty Neo4j or Memgraph: for `cypher-shell < graph.cypher`."""
+    """Statements that make the graph in an empty Neo4j: for `cypher-shell < graph.cypher`."""
     yield "CREATE INDEX code_id IF NOT EXISTS FOR (n:Code) ON (n.id);\n"
     async for rows in pages(db, sql.EXPORT_NODES, repo_id):
-        yield "".join(f"CREATE (:Code:{_label(row['kind'])} {_map(_node(row, repo))});\n" for row in rows)
+        yield "".join(
+            f"CREATE (:Code:{_label(row['kind'])} {_map(_node(row, repo_id, repo))});\n" for row in rows
+        )
     async for rows in pages(db, sql.EXPORT_EDGES, repo_id):
-        yield "".join(_created(_edge(row, repo)) for row in rows)
+        yield "".join(_created(row) for row in rows)
 
 
 def _created(edge: Mapping[str, Any]) -> str:
@@ -69,8 +71,9 @@ def _created(edge: Mapping[str, Any]) -> str:
     return f"MATCH (a:Code {src}), (b:Code {dst}) CREATE (a)-[:{edge['kind'].upper()} {told}]->(b);\n"
 
 
-def _node(row: Mapping[str, Any], repo: str) -> dict[str, Any]:
-    return {"id": f"{repo}:{row['id']}", "repo": repo, **{name: row[name] for name in _NODE}}
+def _node(row: Mapping[str, Any], repo_id: int, repo: str) -> dict[str, Any]:
+    """Ids and `repo_id` are the database's: two tenants may have repositories of one name."""
+    return {"id": row["id"], "repo_id": repo_id, "repo": repo, **{name: row[name] for name in _NODE}}
 
 
 def _map(fields: Mapping[str, Any]) -> str:
@@ -84,7 +87,9 @@ def _map(fields: Mapping[str, Any]) -> str:
 
 # -- Neo4j ------------------------------------------------------------------------------------
 
-_CLEAR: Final = "MATCH (n:Code {repo: $repo}) CALL { WITH n DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
+_CLEAR: Final = (
+    "MATCH (n:Code {repo_id: $repo_id}) CALL { WITH n DETACH DELETE n } IN TRANSACTIONS OF 10000 ROWS"
+)
 _INDEX: Final = "CREATE INDEX code_id IF NOT EXISTS FOR (n:Code) ON (n.id)"
 _PUT_NODES: Final = "UNWIND $rows AS row MERGE (n:Code {id: row.id}) SET n = row"
 _PUT_EDGES: Final = (
@@ -113,19 +118,17 @@ async def to_neo4j(
             driver = await stack.enter_async_context(AsyncGraphDatabase.driver(uri, auth=(user, password)))
             session = await stack.enter_async_context(driver.session(database=database))
             for statement in (_INDEX, _CLEAR):
-                await (await session.run(statement, {"repo": repo})).consume()
+                await (await session.run(statement, {"repo_id": repo_id})).consume()
             async for rows in pages(db, sql.EXPORT_NODES, repo_id):
-                await (await session.run(_PUT_NODES, {"rows": [_node(row, repo) for row in rows]})).consume()
+                await (
+                    await session.run(_PUT_NODES, {"rows": [_node(row, repo_id, repo) for row in rows]})
+                ).consume()
                 counts["nodes"] += len(rows)
             async for rows in pages(db, sql.EXPORT_EDGES, repo_id):
                 for kind in sorted({row["kind"] for row in rows}):
-                    batch = [_edge(row, repo) for row in rows if row["kind"] == kind]
+                    batch = [row for row in rows if row["kind"] == kind]
                     await (await session.run(_PUT_EDGES % kind.upper(), {"rows": batch})).consume()
                 counts["edges"] += len(rows)
     except (DriverError, Neo4jError, OSError, ValueError) as error:
         raise errors.Invalid(f"Neo4j at {uri} could not be written: {error}") from None
     return counts
-
-
-def _edge(row: Mapping[str, Any], repo: str) -> dict[str, Any]:
-    return {**row, "src": f"{repo}:{row['src']}", "dst": f"{repo}:{row['dst']}"}

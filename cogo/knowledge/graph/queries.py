@@ -71,10 +71,10 @@ WITH found AS (
   SELECT n.id, false FROM cogo.kg_nodes n
   WHERE n.repo_id = %(repo)s AND substring(n.qualname FROM '[^.]+$') = %(tail)s
     AND right(n.qualname, length(%(name)s) + 1) = '.' || %(name)s)
-SELECT DISTINCT ON (n.qualname) n.id, n.kind, n.qualname AS name, f.path, n.start_line AS line, w.whole,
+SELECT DISTINCT ON (n.qualname, f.path) n.id, n.kind, n.qualname AS name, f.path, n.start_line AS line, w.whole,
   (SELECT min(m.id) FROM cogo.kg_nodes m WHERE m.file_id = n.file_id AND m.kind IN ('package', 'module')) AS module_id
 FROM found w JOIN cogo.kg_nodes n USING (id) JOIN cogo.kg_files f ON f.id = n.file_id
-ORDER BY n.qualname, w.whole DESC, n.id LIMIT 200
+ORDER BY n.qualname, f.path, w.whole DESC, n.id LIMIT 200
 """
 # A class stands for what it defines, too. LATERAL with OFFSET 0, here and below, keeps the planner at one lookup
 # in an index for each node, also in the plan that it makes without knowing the node: joined, it would hash all edges.

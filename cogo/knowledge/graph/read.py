@@ -17,10 +17,13 @@ from .modules import Modules
 
 VERSION: Final = b"2"
 """Part of every file's digest: what is read otherwise than before counts as changed."""
+NAME_MAX: Final = 600
+"""Characters; four bytes each at most, where an index takes 2,700."""
 PACKAGES_MAX: Final = 1_000
 _TEST: Final = re.compile(
     r"(^|/)(tests?|testing|__tests__|spec)/|(^|/)(test_[^/]*|[^/]*[_.](test|spec)|conftest)\.\w+$"
 )
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _DOCUMENTS: Final = (".md", ".markdown", ".rst")
 
 
@@ -58,7 +61,7 @@ def changed(
         present.add(path)
         digest = hashlib.blake2b(read.digest + VERSION + msgspec.json.encode(reader), digest_size=16).digest()
         if known.get(path) != digest:
-            found.append(Changed(reader.read(path, read.text), digest))
+            found.append(Changed(_bounded(reader.read(path, _CONTROL.sub(" ", read.text))), digest))
     expected = known.keys() if paths is None else known.keys() & set(paths)
     return found, sorted(expected - present)
 
@@ -93,6 +96,8 @@ class _Folder:
     def reader(self, path: str) -> _Reader | None:
         """None for a file of another kind. What a .pyi says, the module says again."""
         is_test = _TEST.search(path) is not None
+        if _CONTROL.search(path):
+            return None
         if path.endswith(".py"):
             return _Reader(self.modules.of(path), is_test)
         if path.endswith(_DOCUMENTS):
@@ -102,6 +107,17 @@ class _Folder:
         if path.endswith(tuple(script.ENDINGS)):
             return _Reader(script.named(path), is_test, self.packages)
         return None
+
+
+def _bounded(facts: Facts) -> Facts:
+    """Names that an index of Postgres takes: longer ones are data in a heading, or nothing that one refers to."""
+    replace = msgspec.structs.replace
+    nodes = [
+        n if len(n.qualname) <= NAME_MAX else replace(n, qualname=n.qualname[:NAME_MAX]) for n in facts.nodes
+    ]
+    references = [each for each in facts.references if all(len(name) <= NAME_MAX for name in each.names)]
+    aliases = [pair for pair in facts.aliases if max(map(len, pair)) <= NAME_MAX]
+    return replace(facts, nodes=nodes, references=references, aliases=aliases)
 
 
 def _packages(root: Path, listed: Sequence[str]) -> dict[str, str]:

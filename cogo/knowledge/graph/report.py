@@ -113,8 +113,9 @@ def components(edges: Mapping[str, Sequence[str]]) -> list[list[str]]:
             if work:
                 low[work[-1][0]] = min(low[work[-1][0]], low[node])
             if low[node] == order[node]:
-                at = stack.index(node)
-                group, stack[at:] = stack[at:], []
+                group = list[str]()
+                while not group or group[-1] != node:
+                    group.append(stack.pop())
                 on_stack.difference_update(group)
                 groups.append(sorted(group))
     return groups
