@@ -136,7 +136,9 @@ def install_hooks(folder: Path, name: str | None, tenant: str, *, as_json: bool)
     foreign: list[str] = []
     for hook in HOOKS:
         file = hooks / hook
-        if (file.exists() or file.is_symlink()) and MARK not in file.read_text("utf-8", "replace"):
+        # Several trees may share a folder of hooks (worktrees, core.hooksPath): what another one wrote stays, too.
+        there = file.read_text("utf-8", "replace") if file.exists() else ""
+        if file.is_symlink() or (there and not (MARK in there and f" {shlex.quote(str(folder))} " in there)):
             foreign.append(str(file))
             continue
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +152,9 @@ def install_hooks(folder: Path, name: str | None, tenant: str, *, as_json: bool)
     for hook in written:
         say(f"{hook} written")
     for hook in foreign:
-        note(f"{hook} is somebody else's and was left alone. Add this line to it:\n  {line}")
+        note(
+            f"{hook} is somebody else's, or another folder's, and was left alone. Add this line to it:\n  {line}"
+        )
     return int(bool(foreign))
 
 

@@ -14,6 +14,7 @@ from knowledge_hands import build_graph, write
 from cogo import Database, errors
 from cogo.knowledge import graph
 from cogo.knowledge.graph import export
+from cogo.knowledge.graph.picture import BOXES_MAX
 
 FILES = {
     "shop/__init__.py": "", "shop/base.py": "def used(): ...\ndef forgotten(): ...\ndef main(): ...\n",
@@ -51,6 +52,14 @@ async def test_the_picture_has_a_box_for_each_package_and_shows_cycles(
     assert float(texts["shop.top"].get("y", 0)) < float(texts["shop.base"].get("y", 0))
     said = {line.findtext(f"{SVG}title") for line in svg.iter(f"{SVG}path")}
     assert "shop.top imports shop.base: 1" in said
+
+
+async def test_a_crowd_of_scripts_is_one_box(database: Database, tmp_path: Path) -> None:
+    crowd = {f"s{i:03}.py": f"import s{(i + 1) % 200:03}\n" for i in range(200)}
+    repo, _ = await build_graph(database, write(tmp_path / "repo", crowd))
+    svg = ET.fromstring(await graph.picture(database, repo, "crowd"))
+    assert len([*svg.iter(f"{SVG}text")]) == BOXES_MAX
+    assert len((await graph.report(database, repo)).cycles[0]) == 200
 
 
 async def test_a_repository_without_code_has_a_picture_too(database: Database, tmp_path: Path) -> None:

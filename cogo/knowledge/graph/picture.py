@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
+import anyio
+
 from . import queries as sql
 from .report import components, layers
 
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
     from cogo import Database
 
 BOXES_MAX: Final = 40
-"""More packages than this are drawn as those that they lie in."""
+"""More packages than this are drawn as those that they lie in, or as one box."""
+OTHERS: Final = "others"
 _CHARACTER, _HEIGHT, _GAP, _ROW, _MARGIN, _WIDTH_MAX = 7.2, 26, 14, 84, 24, 1_400
 _INK, _PALE, _CYCLE = "#1f2933", "#9aa5b1", "#c0392b"
 
@@ -33,7 +36,7 @@ async def picture(db: Database, repo_id: int, name: str) -> str:
         one, other = group.get(row["importer"]), group.get(row["imported"])
         if one and other and one != other:
             edges[one, other] += 1
-    return draw(name, sorted(set(group.values())), edges)
+    return await anyio.to_thread.run_sync(draw, name, sorted(set(group.values())), edges)
 
 
 def _groups(modules: Sequence[str]) -> dict[str, str]:
@@ -46,7 +49,11 @@ def _groups(modules: Sequence[str]) -> dict[str, str]:
         if best and (len(set(found.values())) > BOXES_MAX or found == best):
             break
         best = found
-    return best
+    sizes = Counter(best.values())
+    if len(sizes) <= BOXES_MAX:
+        return best
+    drawn = {name for name, _ in sizes.most_common(BOXES_MAX - 1)}
+    return {module: name if name in drawn else OTHERS for module, name in best.items()}
 
 
 def draw(name: str, boxes: Sequence[str], edges: Edges) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio
 import msgspec
 
 from . import queries as sql
@@ -43,7 +44,16 @@ async def report(db: Database, repo_id: int) -> Report:
     params = {"repo": repo_id, "limit": 5 * TOP}
     sizes = await db.fetch_one(sql.SIZES, params) or {}
     modules = await db.fetch(sql.MODULES, params)
-    edges = await _edges(db, repo_id)
+    edges, unused = await _edges(db, repo_id), await db.fetch(sql.UNUSED, params)
+    return await anyio.to_thread.run_sync(_summed, sizes, modules, edges, unused)
+
+
+def _summed(
+    sizes: Mapping[str, Any],
+    modules: Sequence[Mapping[str, Any]],
+    edges: dict[str, list[str]],
+    unused: list[dict[str, Any]],
+) -> Report:
     counts = Counter(there for here, targets in edges.items() for there in targets if there != here)
     groups = components({row["name"]: edges.get(row["name"], []) for row in modules})
     return Report(
@@ -53,7 +63,7 @@ async def report(db: Database, repo_id: int) -> Report:
         cycles=[group for group in by_size(groups) if len(group) > 1][:TOP],
         layers=layers(groups, edges),
         dead_ends=[row["name"] for row in modules if _is_dead(row, counts)][: 5 * TOP],
-        unused=await db.fetch(sql.UNUSED, params),
+        unused=unused,
     )  # fmt: skip
 
 
