@@ -43,38 +43,9 @@ Row = tuple[str, str, str, bool | None]
 
 
 def fetch_python(into: Path) -> Path:
-    command = [
-        sys.executable,
-        "-m",
-        "uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--target",
-        str(into),
-        "--no-deps",
-        DJANGO,
-    ]
-    if (
-        shutil.which("uv") is None
-        and subprocess.run(
-            [sys.executable, "-m", "uv", "--version"], capture_output=True, check=False
-        ).returncode
-    ):
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--target",
-            str(into),
-            "--no-deps",
-            DJANGO,
-        ]
-    elif shutil.which("uv") is not None:
-        command[:3] = ["uv"]
-    subprocess.run(command, check=True)
+    uv = [shutil.which("uv") or sys.executable, *([] if shutil.which("uv") else ["-m", "uv"])]
+    where = ["--python", sys.executable, "--target", str(into)]
+    subprocess.run([*uv, "pip", "install", "--quiet", "--no-deps", *where, DJANGO], check=True)
     return into / "django"
 
 
