@@ -19,7 +19,7 @@ import msgspec
 
 from cogo import errors
 
-from . import chunking, queries, scan, sources, tokens, vectors
+from . import apart, chunking, queries, scan, sources, tokens, vectors
 
 if TYPE_CHECKING:
     from cogo import Database
@@ -195,7 +195,7 @@ async def put_file(db: Database, repo: Repo, path: str, load: Load) -> Put:
             return Put("removed", why=str(reason))
         if old is not None and bytes(old["digest"]) == read.digest:
             return Put("unchanged", why="unchanged")
-        prepared = await anyio.to_thread.run_sync(prepare, path, read)
+        prepared = await _prepared(path, read)
         await _write(conn, repo, path, None if old is None else old["id"], read.digest, prepared)
     return Put("indexed", prepared)
 
@@ -222,9 +222,22 @@ async def _write(
                 await copy.write_row((repo.id, term, file_id, ords, weights))
 
 
-def prepare(path: str, read: scan.Read) -> Prepared:
-    """Cut a file and weigh its words. Takes CPU: call it in a thread."""
-    cut = chunking.chunk_file(path, read.text, read.lang)
+async def _prepared(path: str, read: scan.Read) -> Prepared:
+    if not chunking.has_grammar(read.lang or chunking.language(path)):
+        return await anyio.to_thread.run_sync(prepare, path, read)
+    (packed,) = await apart.run_each(_pack, [(path, read)], [len(read.text)])
+    if packed is None:
+        return await anyio.to_thread.run_sync(partial(prepare, uncut="parsing it took too long"), path, read)
+    return msgspec.msgpack.decode(packed, type=Prepared)
+
+
+def _pack(file: tuple[str, scan.Read]) -> bytes:
+    return msgspec.msgpack.encode(prepare(*file))
+
+
+def prepare(path: str, read: scan.Read, uncut: str | None = None) -> Prepared:
+    """Cut a file and weigh its words; `uncut` says why it is only cut into windows. Takes CPU: call it in a thread."""
+    cut = chunking.chunk_file(path, read.text, read.lang, uncut)
     note = "; ".join(filter(None, (read.note, cut.note))) or None
     return Prepared(cut.lang, note, cut.chunks, _postings(path, cut.chunks))
 

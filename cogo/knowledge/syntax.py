@@ -7,6 +7,7 @@ kept per thread, since one parser can do one parse at a time.
 from __future__ import annotations
 
 import importlib
+import operator
 import re
 import threading
 from functools import lru_cache
@@ -33,6 +34,7 @@ UNCLOSED_MAX = 3_000
 a time that grows with the square of that: minutes for 25,000 of them."""
 DEPTH_MAX = 2_000
 """Nodes around what a query looks at. Below 65,535 of them, which 160 kB of `.a()` make, a query never returns."""
+_START = operator.attrgetter("start_byte")
 _ARROW = re.compile(b"[-=]>")
 _NO_BRACKETS = frozenset({"python", "sql", "markdown"})
 
@@ -84,4 +86,5 @@ def captures(query: Query, node: Node) -> dict[str, list[Node]]:
 
     cursor = QueryCursor(query)
     cursor.set_max_start_depth(DEPTH_MAX)
-    return cursor.captures(node)
+    # The driver collects them in sets.
+    return {name: sorted(nodes, key=_START) for name, nodes in cursor.captures(node).items()}

@@ -179,3 +179,16 @@ async def test_calls_and_imports_in_javascript_and_typescript(database: Database
         (f"{core}shape.Square", f"{core}shape.Shape"),
         (f"{app}main.Big", f"{core}shape.Square"),
     }
+
+
+async def test_of_two_imports_of_one_name_the_first_binds(database: Database, tmp_path: Path) -> None:
+    """The order of the text, which the parser's driver does not keep: 20 names would not all come out right by chance."""
+    files = {"pkg/__init__.py": "", "pkg/a.py": "", "pkg/b.py": "", "pkg/use.py": ""}
+    for n in range(20):
+        files["pkg/a.py"] += f"def f{n}(): ...\n"
+        files["pkg/b.py"] += f"def f{n}(): ...\n"
+        files["pkg/use.py"] += f"from pkg.a import f{n}\nfrom pkg.b import f{n}\ndef g{n}(): f{n}()\n"
+    repo, _ = await build_graph(database, write(tmp_path / "repo", files))
+    for n in range(20):
+        called = await graph.callees(database, repo, f"pkg.use.g{n}")
+        assert [row["name"] for row in called] == [f"pkg.a.f{n}"]

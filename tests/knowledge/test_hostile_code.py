@@ -10,7 +10,7 @@ import pytest
 from knowledge_hands import build_graph, index_all, write
 
 from cogo import Database, errors
-from cogo.knowledge import graph, graph_answers
+from cogo.knowledge import apart, graph, graph_answers
 from cogo.knowledge.graph import export
 
 HOSTILE = {
@@ -47,6 +47,27 @@ def test_no_question_takes_long_to_be_understood(question: str) -> None:
     began = time.process_time()
     graph_answers.parse(question)
     assert time.process_time() - began < 2  # it took hours
+
+
+async def test_a_file_that_stops_a_parser_costs_a_worker_process_and_no_more(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Java's parser takes a time that grows with the square of this: hours for a megabyte."""
+    monkeypatch.setattr(apart, "CPU_S", 0.5)
+    files = {
+        "Slow.java": "a=>\n" * 20_000,
+        "Good.java": "class Good { void run() {} }\n" * 100,
+        "ok.py": "x = 1\n",
+    }
+    root = write(tmp_path / "repo", files)
+    report = await index_all(database, root)
+    assert report.notes == {"Slow.java": "parsing it took too long: cut into windows"}
+    assert report.files == 3
+    repo, built = await build_graph(database, root)
+    assert built.notes == {"Slow.java": "reading it took too long"}
+    assert (await graph.find(database, repo, "Good.Good.run"))["path"] == "Good.java"
+    _, again = await build_graph(database, root)
+    assert again.changed == 0
 
 
 async def test_a_path_is_its_own_file_and_a_name_of_two_files_is_none(

@@ -14,7 +14,16 @@ from .languages import cut_into_lines, language
 from .python import parse_python
 from .spans import Chunk, windows
 
-__all__ = ["Chunk", "Chunked", "chunk_file", "cut_into_lines", "language", "parse_python", "split_lines"]
+__all__ = [
+    "Chunk",
+    "Chunked",
+    "chunk_file",
+    "cut_into_lines",
+    "has_grammar",
+    "language",
+    "parse_python",
+    "split_lines",
+]
 
 
 class Chunked(msgspec.Struct, frozen=True):
@@ -31,11 +40,21 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if lines and not lines[-1] else lines
 
 
-def chunk_file(path: str, text: str, lang: str | None = None) -> Chunked:
-    """Cut a file's text. Never raises on any text: what can't be parsed is cut into windows."""
+def has_grammar(lang: str) -> bool:
+    """Whether tree-sitter cuts it, which some texts bring to take hours (`apart`)."""
+    return syntax.known(lang) and lang not in ("python", "markdown")
+
+
+def chunk_file(path: str, text: str, lang: str | None = None, uncut: str | None = None) -> Chunked:
+    """Cut a file's text. Never raises on any text: what can't be parsed is cut into windows.
+
+    `uncut` says why it is not to be parsed at all.
+    """
     lang, lines = lang or language(path), split_lines(text)
     note = None
-    if lang == "python":
+    if uncut:
+        note = f"{uncut}: cut into windows"
+    elif lang == "python":
         try:
             return Chunked(lang, tuple(python.symbols(lines)))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -43,7 +62,7 @@ def chunk_file(path: str, text: str, lang: str | None = None) -> Chunked:
     elif lang in ("markdown", "rst"):
         heads = documents.markdown_heads(lines) if lang == "markdown" else documents.rst_heads(lines)
         return Chunked(lang, tuple(documents.sections(lines, heads)))
-    elif syntax.known(lang):
+    elif has_grammar(lang):
         try:
             chunks, note = grammars.symbols(lang, lines)
             return Chunked(lang, tuple(chunks), note)

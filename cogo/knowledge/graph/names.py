@@ -48,15 +48,27 @@ Meant = tuple[int, Confidence]
 
 
 class Names:
-    """The names of a repository. Add everything first, then resolve: answers are remembered."""
+    """Names and what they mean, as far as they are known.
 
-    def __init__(self) -> None:
+    Without a store all of them are added first. With one, `resolve` says by `is_lacking` that its answer needs names that
+    nobody looked up yet: they are in `wanted` and `wanted_tails`, and the question is asked again when they are there.
+    """
+
+    def __init__(self, *, has_store: bool = False) -> None:
         self.nodes: dict[str, list[Known]] = {}
         self.modules: dict[str, list[ModuleAt]] = {}
-        self.aliases: dict[str, str] = {}
-        self.stars: dict[str, list[str]] = {}
-        self.bases: dict[str, list[str]] = {}
-        """Class -> what it inherits from, in order, by the names of their definitions."""
+        self.aliases: dict[str, tuple[str, str]] = {}
+        """Name -> the path where it stands, what it is there."""
+        self.stars: dict[str, list[tuple[tuple[str, int], str]]] = {}
+        """Module -> where each of its star imports stands, and of what module."""
+        self.bases: dict[str, dict[tuple[str, int], str]] = {}
+        """Class -> where each of its bases stands, and the name of that one's definition."""
+        self.wanted = set[str]()
+        self.wanted_tails = set[str]()
+        self.is_lacking = False
+        self._has_store = has_store
+        self._asked = set[str]()
+        self._ids = set[int]()
         self._found: dict[str, str | None] = {}
         self._open: set[str] = set()
         self._cut = False
@@ -66,28 +78,68 @@ class Names:
 
     def add_file(self, id: int, path: str, module: Module) -> None:
         """`id` is the node of the module."""
-        self.modules.setdefault(module.name, []).append(ModuleAt(id, path, module.source, module.packaged))
+        self.add_module(module.name, ModuleAt(id, path, module.source, module.packaged))
         for name in module.other_names:
-            self.modules.setdefault(name, []).append(ModuleAt(id, path, module.source, sure=False))
+            self.add_module(name, ModuleAt(id, path, module.source, sure=False))
 
-    def add_node(self, qualname: str, known: Known) -> None:
+    def add_module(self, name: str, module: ModuleAt) -> None:
+        there = self.modules.setdefault(name, [])
+        if module not in there:
+            there.append(module)
+
+    def add_node(self, qualname: str, known: Known) -> bool:
+        """Whether it is new."""
+        if known.id in self._ids:
+            return False
+        self._ids.add(known.id)
         self.nodes.setdefault(qualname, []).append(known)
+        self._by_tail = None
+        return True
 
-    def add_alias(self, name: str, target: str) -> None:
+    def add_alias(self, name: str, target: str, path: str, place: int) -> None:
+        """Of two aliases the first in the first file counts, of two star imports the last."""
         if name.endswith(".*"):
-            self.stars.setdefault(name[:-2], []).append(target[:-2])
+            there = self.stars.setdefault(name[:-2], [])
+            there.append(((path, place), target[:-2]))
+            there.sort(reverse=True)
+        elif name not in self.aliases or path < self.aliases[name][0]:
+            self.aliases[name] = path, target
+
+    def set_base(self, heir: str, place: tuple[str, int], base: str | None) -> bool:
+        """What the base class at this place is; whether that is news."""
+        there = self.bases.setdefault(heir, {})
+        if there.get(place) == base:
+            return False
+        if base is None:
+            del there[place]
         else:
-            self.aliases.setdefault(name, target)
+            there[place] = base
+        return True
 
     def forget(self) -> None:
-        """Answers so far, since something was added."""
+        """Answers so far, since something was changed."""
         self._found.clear()
-        self._by_tail = None
+
+    # -- what is lacking --------------------------------------------------------------------------
+
+    def take_wanted(self) -> tuple[list[str], list[str]]:
+        """Names and tails that are to be looked up now: once, there or not."""
+        names, tails = sorted(self.wanted), sorted(self.wanted_tails)
+        self._asked |= self.wanted
+        self._asked |= {UNKNOWN + tail for tail in self.wanted_tails}
+        self.wanted, self.wanted_tails = set(), set()
+        return names, tails
+
+    def _need(self, name: str) -> None:
+        if self._has_store and name not in self._asked:
+            self.wanted.add(name)
+            self.is_lacking = True
 
     # -- what is meant ----------------------------------------------------------------------------
 
     def resolve(self, reference: Reference, origin: Origin) -> Meant | None:
         """The node that is meant and how sure that is; None when it isn't in the repository, or may be several."""
+        self.is_lacking = False
         if reference.kind == "imports":
             return self._module(reference.names, origin)
         name = reference.names[0]
@@ -106,6 +158,7 @@ class Names:
     def _module(self, names: Sequence[str], origin: Origin) -> Meant | None:
         """The first of the names that is a module; where several have it, the one of the importer's own folder."""
         for name in names:
+            self._need(name)
             if there := self.modules.get(name):
                 best = min(there, key=lambda at: (not at.sure, at.source != origin.source, at.path))
                 return best.id, "exact" if best.sure and origin.packaged else "bound"
@@ -113,6 +166,7 @@ class Names:
 
     def find(self, name: str) -> str | None:
         """The name under which it is defined: a key of `nodes`."""
+        self._need(name)
         if name in self.nodes:
             return name
         if name in self._found:
@@ -125,20 +179,21 @@ class Names:
         self._open.add(name)
         found = self._look(name)
         self._open.discard(name)
-        if found is not None or not self._cut or not self._open:
+        if not self.is_lacking and (found is not None or not self._cut or not self._open):
             self._found[name] = found
         return found
 
     def _look(self, name: str) -> str | None:
         if name in self.aliases:
-            return self.find(self.aliases[name])
+            return self.find(self.aliases[name][1])
         owner, _, tail = name.rpartition(".")
         if not owner:
             return None
         if owner.endswith("." + SUPER):
             heir = self.find(owner[: -len(SUPER) - 1])
             return self._inherited(heir, tail) if heir else None
-        for module in self.stars.get(owner, ()):
+        self._need(owner)
+        for _, module in self.stars.get(owner, ()):
             if found := self.find(f"{module}.{tail}"):
                 return found
         place = self.find(owner)
@@ -150,21 +205,32 @@ class Names:
 
     def _inherited(self, heir: str, tail: str) -> str | None:
         """What a class has from its bases: depth first, which is Python's order unless they meet again."""
-        waiting, seen = list(reversed(self.bases.get(heir, ()))), {heir}
+        waiting, seen = self._bases(heir)[::-1], {heir}
         while waiting:
             base = waiting.pop()
             if base in seen:
                 continue
             seen.add(base)
+            self._need(base)
+            self._need(f"{base}.{tail}")
             if f"{base}.{tail}" in self.nodes:
                 return f"{base}.{tail}"
-            waiting += reversed(self.bases.get(base, ()))
+            waiting += self._bases(base)[::-1]
         return None
+
+    def _bases(self, heir: str) -> list[str]:
+        there = self.bases.get(heir)
+        return [there[place] for place in sorted(there)] if there else []
 
     def _mentioned(self, mention: str) -> str | None:
         """What a document names by the end of its name, if one thing alone ends so."""
+        self._need(mention)
         if mention in self.nodes:
             return mention
+        tail = mention.rpartition(".")[2]
+        if self._has_store and UNKNOWN + tail not in self._asked:
+            self.wanted_tails.add(tail)
+            self.is_lacking = True
         if self._by_tail is None:
             by_tail = defaultdict[str, list[str]](list)
             for name, known in self.nodes.items():
@@ -172,7 +238,7 @@ class Names:
                     by_tail[name.rpartition(".")[2]].append(name)
             self._by_tail = by_tail
         ending = f".{mention}"
-        found = [n for n in self._by_tail.get(mention.rpartition(".")[2], ()) if n.endswith(ending)]
+        found = [n for n in self._by_tail.get(tail, ()) if n.endswith(ending)]
         return found[0] if len(found) == 1 else None
 
 

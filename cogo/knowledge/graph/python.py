@@ -24,7 +24,7 @@ QUERY: Final = f"""
 (function_definition) @function
 (class_definition) @class
 (import_statement) @import
-(import_from_statement) @from
+(import_from_statement) @import
 (call function: {_NAME} @call)
 (decorator {_NAME} @use)
 (argument_list {_NAME} @use)
@@ -181,7 +181,7 @@ class _Reader(Scopes):
     def _imports(self) -> Iterator[Reference]:
         """Every import, wherever it stands; it binds names in its own scope."""
         seen: set[tuple[str, ...]] = set()
-        for tree in [*self.found.get("import", ()), *self.found.get("from", ())]:
+        for tree in self.found.get("import", ()):
             at, line = self.at(tree.start_byte), tree.start_point[0] + 1
             base, relative = self._base(tree)
             if base is None:

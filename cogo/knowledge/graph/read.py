@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+import anyio
 import msgspec
 
-from .. import scan
+from .. import apart, chunking, scan
 from . import documents, outline, python, script
-from .facts import Facts, Module, Reference
+from .facts import Facts, Kind, Module, Node, Reference
 from .modules import Modules
 
-VERSION: Final = b"2"
+VERSION: Final = b"3"
 """Part of every file's digest: what is read otherwise than before counts as changed."""
 NAME_MAX: Final = 600
 """Characters; four bytes each at most, where an index takes 2,700."""
@@ -34,9 +36,17 @@ class Changed(msgspec.Struct, frozen=True):
     digest: bytes
 
 
-def changed(
+class Wanted(msgspec.Struct, frozen=True):
+    """A file that is to be read, and how; its size in bytes."""
+
+    path: str
+    reader: _Reader
+    size: int
+
+
+def compare(
     root: Path, known: Mapping[str, bytes], paths: Sequence[str] | None = None
-) -> tuple[list[Changed], list[str]]:
+) -> tuple[list[Wanted], list[str]]:
     """New and changed files below the root, and the known paths that are gone; with `paths`, among these only.
 
     Whoever names paths has looked which ones are wanted (`scan.list_files`). What a file is called depends on some
@@ -49,21 +59,52 @@ def changed(
     scripts = paths is None or any(path.endswith(tuple(script.ENDINGS)) for path in paths)
     listed = scan.list_files(root) if scripts else []
     folder = _Folder(root, listed)
-    found, present = list[Changed](), set[str]()
+    found, present = list[Wanted](), set[str]()
     for path in listed if paths is None else sorted(set(paths)):
         reader = folder.reader(path)
         if reader is None:
             continue
         try:
-            read = scan.read_file(root, path, as_code=not path.endswith(_DOCUMENTS))
+            content = _content(root, path)
         except scan.Skip:
             continue
         present.add(path)
-        digest = hashlib.blake2b(read.digest + VERSION + msgspec.json.encode(reader), digest_size=16).digest()
-        if known.get(path) != digest:
-            found.append(Changed(_bounded(reader.read(path, _CONTROL.sub(" ", read.text))), digest))
+        if known.get(path) != reader.digest(content):
+            found.append(Wanted(path, reader, len(content.text)))
     expected = known.keys() if paths is None else known.keys() & set(paths)
     return found, sorted(expected - present)
+
+
+async def read(root: Path, wanted: Sequence[Wanted]) -> list[Changed]:
+    """The facts of these files, without those that are gone meanwhile."""
+    made = await apart.run_each(partial(_read, root), wanted, [each.size for each in wanted])
+    return await anyio.to_thread.run_sync(lambda: list(_unpacked(root, wanted, made)))
+
+
+_DECODER: Final = msgspec.msgpack.Decoder(Changed)
+
+
+def _unpacked(root: Path, wanted: Sequence[Wanted], made: Sequence[bytes | None]) -> Iterator[Changed]:
+    for each, packed in zip(wanted, made, strict=True):
+        said = packed if packed is not None else _read(root, each, "reading it took too long")
+        if said:
+            yield _DECODER.decode(said)
+
+
+def _read(root: Path, wanted: Wanted, unread: str | None = None) -> bytes:
+    """A packed Changed; nothing when the file is gone. `unread` says why its content is left out."""
+    path, reader = wanted.path, wanted.reader
+    try:
+        content = _content(root, path)
+    except scan.Skip:
+        return b""
+    text = _CONTROL.sub(" ", content.text)
+    facts = reader.skip(path, text, unread) if unread else reader.read(path, text)
+    return msgspec.msgpack.encode(Changed(_bounded(facts), reader.digest(content)))
+
+
+def _content(root: Path, path: str) -> scan.Read:
+    return scan.read_file(root, path, as_code=not path.endswith(_DOCUMENTS))
 
 
 class _Reader(msgspec.Struct, frozen=True):
@@ -73,6 +114,18 @@ class _Reader(msgspec.Struct, frozen=True):
     is_test: bool
     packages: dict[str, str] | None = None
     """The repository's own npm packages: names and folders."""
+
+    def digest(self, content: scan.Read) -> bytes:
+        """Of all that the facts depend on."""
+        said = content.digest + VERSION + msgspec.json.encode(self)
+        return hashlib.blake2b(said, digest_size=16).digest()
+
+    def skip(self, path: str, text: str, why: str) -> Facts:
+        """A file of which only its name is known."""
+        module = self.module
+        kind: Kind = "package" if module.is_package else "module"
+        node = Node(kind, module.name, 1, max(1, len(chunking.split_lines(text))), None)
+        return Facts(path, chunking.language(path), module, [node], [], [], self.is_test, why)
 
     def read(self, path: str, text: str) -> Facts:
         if path.endswith(".py"):
