@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from cogo import errors
@@ -56,12 +56,12 @@ async def _module(db: Database, repo_id: int, name: Name) -> int:
 
 async def importers(db: Database, repo_id: int, name: Name) -> Rows:
     """Who imports its module: `[{name, kind, path, line, confidence}]`, where the import stands. Raises NotFound."""
-    return await _edges(db, sql.INTO, await _module(db, repo_id, name), ("imports",))
+    return await _edges(db, sql.into, await _module(db, repo_id, name), ("imports",))
 
 
 async def imports(db: Database, repo_id: int, name: Name) -> Rows:
     """What its module imports of this repository, and where. Raises NotFound."""
-    return await _edges(db, sql.OUT_OF, await _module(db, repo_id, name), ("imports",))
+    return await _edges(db, sql.out_of, await _module(db, repo_id, name), ("imports",))
 
 
 async def callers(db: Database, repo_id: int, name: Name, *, guesses: bool = False) -> Rows:
@@ -70,7 +70,7 @@ async def callers(db: Database, repo_id: int, name: Name, *, guesses: bool = Fal
     With `guesses`, also calls of a method that is so called on a value of unknown type, if nothing else is.
     """
     found = await find(db, repo_id, name)
-    rows = await _edges(db, sql.INTO, found["id"], ("calls",), members=found["kind"] == "class")
+    rows = await _edges(db, sql.into, found["id"], ("calls",), members=found["kind"] == "class")
     if guesses:
         params = {
             "repo": repo_id,
@@ -86,30 +86,26 @@ async def callers(db: Database, repo_id: int, name: Name, *, guesses: bool = Fal
 async def callees(db: Database, repo_id: int, name: Name) -> Rows:
     """What it calls in this repository, and where. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
-    return await _edges(db, sql.OUT_OF, found["id"], ("calls",), members=found["kind"] != "function")
+    return await _edges(db, sql.out_of, found["id"], ("calls",), members=found["kind"] != "function")
 
 
 async def uses(db: Database, repo_id: int, name: Name, kinds: Sequence[str] = USES) -> Rows:
     """Edges of these kinds that lead to it or a part of it. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
-    return await _edges(db, sql.INTO, found["id"], kinds, members=found["kind"] != "function")
+    return await _edges(db, sql.into, found["id"], kinds, members=found["kind"] != "function")
 
 
 async def impact(db: Database, repo_id: int, name: Name, depth: int = 3) -> Rows:
     """What may break when it changes: `[{name, kind, path, line, depth}]`, nearest first. Raises NotFound, Invalid."""
     found = await find(db, repo_id, name)
-    params = {
-        "node": found["id"], "members": found["kind"] == "class", "kinds": list(BREAKS), "depth": depth,
-        "limit": LIMIT,
-    }  # fmt: skip
-    return await db.fetch(sql.IMPACT, params)
+    statement = sql.impact(BREAKS, LIMIT, members=found["kind"] == "class")
+    return await db.fetch(statement, {"node": found["id"], "depth": depth})
 
 
 async def _edges(
-    db: Database, statement: str, node: int, kinds: Sequence[str], *, members: bool = False
+    db: Database, statement: Callable[..., str], node: int, kinds: Sequence[str], *, members: bool = False
 ) -> Rows:
-    params = {"node": node, "kinds": list(kinds), "members": members, "limit": LIMIT}
-    return await db.fetch(statement, params)
+    return await db.fetch(statement(tuple(kinds), LIMIT, members=members), {"node": node})
 
 
 async def path(db: Database, repo_id: int, start: str, end: str) -> Rows:

@@ -83,7 +83,7 @@ async def _write_files(
         "digests": [each.digest for each in found], "modules": [f.module.name for f in facts],
         "packaged": [f.module.packaged for f in facts], "sources": [f.module.source for f in facts],
         "notes": [f.note for f in facts], "langs": [f.language for f in facts],
-        "tests": [f.is_test for f in facts],
+        "tests": [f.is_test for f in facts], "words": [each.words for each in found],
     }  # fmt: skip
     rows = await (await conn.execute(sql.PUT_FILES, columns)).fetchall()
     ids = {row["path"]: row["id"] for row in rows}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import get_args
+
+from .facts import EdgeKind
+
 # -- building ---------------------------------------------------------------------------------
 
 LOCK_REPO = "SELECT pg_advisory_xact_lock(hashtextextended('kg:' || %s::text, 0))"
@@ -13,12 +18,13 @@ BASES_OF = """
 SELECT src, dst FROM cogo.kg_edges WHERE file_id = ANY (%s) AND kind = 'inherits' AND dst IS NOT NULL ORDER BY id
 """
 PUT_FILES = """
-INSERT INTO cogo.kg_files (repo_id, path, digest, module, packaged, source, note, lang, is_test)
+INSERT INTO cogo.kg_files (repo_id, path, digest, module, packaged, source, note, lang, is_test, words)
 SELECT %(repo)s, * FROM unnest(%(paths)s::text[], %(digests)s::bytea[], %(modules)s::text[], %(packaged)s::boolean[],
-  %(sources)s::text[], %(notes)s::text[], %(langs)s::text[], %(tests)s::boolean[])
+  %(sources)s::text[], %(notes)s::text[], %(langs)s::text[], %(tests)s::boolean[],
+  %(words)s::text[])
 ON CONFLICT (repo_id, path) DO UPDATE SET digest = excluded.digest, module = excluded.module,
   packaged = excluded.packaged, source = excluded.source, note = excluded.note, lang = excluded.lang,
-  is_test = excluded.is_test
+  is_test = excluded.is_test, words = excluded.words
 RETURNING id, path
 """
 EMPTY_FILES = (
@@ -54,14 +60,16 @@ SELECT DISTINCT n.id, n.qualname FROM cogo.kg_edges e JOIN cogo.kg_nodes n ON n.
 WHERE e.dst = ANY (%s) AND e.kind = 'inherits'
 """
 ALIASES = "SELECT name, target FROM cogo.kg_aliases WHERE repo_id = %(repo)s AND kind = 'import'"
-# What files that did not change say with one of these words, as a part of a name between dots. LIKE finds candidates
-# in half the time.
+# Files that did not change and say one of these words; of them the references with such a word between dots.
+SAYING = """
+SELECT id FROM cogo.kg_files f WHERE repo_id = %(repo)s AND id <> ALL (%(but)s)
+  AND EXISTS (SELECT FROM unnest(%(words)s::text[]) w WHERE strpos(f.words, E'\\n' || w || E'\\n') > 0)
+"""
 USES = """
 SELECT e.id, e.src, e.kind, e.names, e.confidence, e.dst, f.path, f.source, f.packaged, f.is_test,
   CASE WHEN e.kind = 'inherits' THEN (SELECT n.qualname FROM cogo.kg_nodes n WHERE n.id = e.src) END AS heir
 FROM cogo.kg_edges e JOIN cogo.kg_files f ON f.id = e.file_id
-WHERE e.repo_id = %(repo)s AND e.kind <> 'defines' AND e.file_id <> ALL (%(but)s)
-  AND CASE WHEN e.kind = 'imports' THEN array_to_string(e.names, '.') ELSE e.names[1] END LIKE ANY (%(like)s)
+WHERE e.file_id = ANY (%(files)s) AND e.kind <> 'defines'
   AND string_to_array(array_to_string(e.names, '.'), '.') && %(words)s::text[]
 """
 MEAN = """
@@ -83,30 +91,57 @@ WITH found AS (
   WHERE n.repo_id = %(repo)s AND substring(n.qualname FROM '[^.]+$') = %(tail)s
     AND right(n.qualname, length(%(name)s) + 1) = '.' || %(name)s)
 SELECT DISTINCT ON (n.qualname, f.path) n.id, n.kind, n.qualname AS name, f.path, n.start_line AS line, w.whole,
-  (SELECT min(m.id) FROM cogo.kg_nodes m WHERE m.file_id = n.file_id AND m.kind IN ('package', 'module')) AS module_id
+  (SELECT min(m.id) FROM cogo.kg_nodes m WHERE m.repo_id = f.repo_id AND m.qualname = f.module
+   AND m.file_id = f.id AND m.kind IN ('package', 'module')) AS module_id
 FROM found w JOIN cogo.kg_nodes n USING (id) JOIN cogo.kg_files f ON f.id = n.file_id
 ORDER BY n.qualname, f.path, w.whole DESC, n.id LIMIT 200
 """
 # A class stands for what it defines, too. LATERAL with OFFSET 0, here and below, keeps the planner at one lookup
 # in an index for each node, also in the plan that it makes without knowing the node: joined, it would hash all edges.
+_ALONE = "WITH RECURSIVE member(id) AS (SELECT %(node)s::bigint)"
 _MEMBERS = """
 WITH RECURSIVE member(id) AS (
   SELECT %(node)s::bigint UNION
   SELECT e.dst FROM member m CROSS JOIN LATERAL (
-    SELECT d.dst FROM cogo.kg_edges d WHERE d.src = m.id AND d.kind = 'defines' AND %(members)s OFFSET 0) e)
+    SELECT d.dst FROM cogo.kg_edges d WHERE d.src = m.id AND d.kind = 'defines' OFFSET 0) e)
 """
 # One end of edges is given; what stands at the other end, and where the edge is written.
 _ENDS = """{members}
 SELECT o.qualname AS name, o.kind, f.path, min(e.line) AS line, min(e.confidence) AS confidence
 FROM member m CROSS JOIN LATERAL (
   SELECT x.{other} AS other, x.file_id, x.line, x.confidence FROM cogo.kg_edges x
-  WHERE x.{one} = m.id AND x.kind = ANY (%(kinds)s) AND x.dst IS NOT NULL AND x.src <> x.dst OFFSET 0) e
+  WHERE x.{one} = m.id AND x.kind IN ({kinds}) AND x.dst IS NOT NULL AND x.src <> x.dst OFFSET 0) e
 CROSS JOIN LATERAL (SELECT n.qualname, n.kind FROM cogo.kg_nodes n WHERE n.id = e.other OFFSET 0) o
 CROSS JOIN LATERAL (SELECT g.path FROM cogo.kg_files g WHERE g.id = e.file_id OFFSET 0) f
-GROUP BY e.other, o.qualname, o.kind, f.path ORDER BY 1 LIMIT %(limit)s
-""".replace("{members}", _MEMBERS)
-INTO = _ENDS.format(one="dst", other="src")
-OUT_OF = _ENDS.format(one="src", other="dst")
+GROUP BY e.other, o.qualname, o.kind, f.path ORDER BY 1 LIMIT {limit}
+"""
+
+
+# Kinds and limits stand in the text: with them as parameters the server would make a plan for each question anew,
+# since it takes lists that it doesn't know for long ones, and planning takes longer than finding.
+@cache
+def into(kinds: tuple[str, ...], limit: int, *, members: bool) -> str:
+    """Edges that lead to a node; with `members`, also to what it defines."""
+    return _ends("dst", "src", kinds, limit, members=members)
+
+
+@cache
+def out_of(kinds: tuple[str, ...], limit: int, *, members: bool) -> str:
+    """Edges that lead away from a node."""
+    return _ends("src", "dst", kinds, limit, members=members)
+
+
+def _ends(one: str, other: str, kinds: tuple[str, ...], limit: int, *, members: bool) -> str:
+    above = _MEMBERS if members else _ALONE
+    return _ENDS.format(members=above, one=one, other=other, kinds=_literals(kinds), limit=limit)
+
+
+def _literals(kinds: tuple[str, ...]) -> str:
+    if not set(kinds) <= set(get_args(EdgeKind)):
+        raise ValueError(f"no kinds of edges: {kinds}")
+    return ", ".join(f"'{kind}'" for kind in kinds)
+
+
 # Calls of `something.name()` where name is defined once: likely this one, but nobody said so.
 GUESSED = """
 SELECT s.qualname AS name, s.kind, f.path, min(e.line) AS line, 'guess' AS confidence
@@ -118,19 +153,28 @@ WHERE e.repo_id = %(repo)s AND e.dst IS NULL AND e.names[1] LIKE '.%%' AND e.nam
 GROUP BY s.id, f.id ORDER BY 1 LIMIT %(limit)s
 """
 # Whatever reaches the node by edges of these kinds, nearest first. An edge into a part of something reaches it.
-IMPACT = """{members}, reached(id, depth) AS (
+_IMPACT = """{members}, reached(id, depth) AS (
   SELECT id, 0 FROM member UNION
   SELECT e.src, r.depth + 1 FROM reached r CROSS JOIN LATERAL (
-    SELECT x.src FROM cogo.kg_edges x WHERE x.dst = r.id AND x.kind = ANY (%(kinds)s) AND x.dst IS NOT NULL OFFSET 0) e
+    SELECT x.src FROM cogo.kg_edges x WHERE x.dst = r.id AND x.kind IN ({kinds}) AND x.dst IS NOT NULL OFFSET 0) e
   WHERE r.depth < %(depth)s),
 nearest AS (SELECT r.id, min(r.depth) AS depth FROM reached r GROUP BY r.id HAVING min(r.depth) > 0
-            ORDER BY depth, r.id LIMIT %(limit)s)
+            ORDER BY depth, r.id LIMIT {limit})
 SELECT n.qualname AS name, n.kind, f.path, n.start_line AS line, w.depth
 FROM nearest w
 CROSS JOIN LATERAL (SELECT * FROM cogo.kg_nodes x WHERE x.id = w.id OFFSET 0) n
 CROSS JOIN LATERAL (SELECT g.path FROM cogo.kg_files g WHERE g.id = n.file_id OFFSET 0) f
 ORDER BY depth, name
-""".replace("{members}", _MEMBERS)
+"""
+
+
+@cache
+def impact(kinds: tuple[str, ...], limit: int, *, members: bool) -> str:
+    """What reaches a node, or with `members` a part of it, in at most %(depth)s steps."""
+    above = _MEMBERS if members else _ALONE
+    return _IMPACT.format(members=above, kinds=_literals(kinds), limit=limit)
+
+
 STEP = """
 SELECT DISTINCT ON (e.{there}) e.{here} AS here, e.{there} AS there FROM cogo.kg_edges e
 WHERE e.{here} = ANY (%(nodes)s) AND e.kind = ANY (%(kinds)s) AND e.dst IS NOT NULL

@@ -34,6 +34,8 @@ class Changed(msgspec.Struct, frozen=True):
 
     facts: Facts
     digest: bytes
+    words: str
+    """Of all names that it refers to, each between line feeds."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -99,8 +101,10 @@ def _read(root: Path, wanted: Wanted, unread: str | None = None) -> bytes:
     except scan.Skip:
         return b""
     text = _CONTROL.sub(" ", content.text)
-    facts = reader.skip(path, text, unread) if unread else reader.read(path, text)
-    return msgspec.msgpack.encode(Changed(_bounded(facts), reader.digest(content)))
+    facts = _bounded(reader.skip(path, text, unread) if unread else reader.read(path, text))
+    words = {word for each in facts.references for name in each.names for word in name.split(".")}
+    said = "\n".join(["", *sorted(words), ""])
+    return msgspec.msgpack.encode(Changed(facts, reader.digest(content), said))
 
 
 def _content(root: Path, path: str) -> scan.Read:

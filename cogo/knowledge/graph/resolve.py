@@ -17,8 +17,6 @@ from . import queries as sql
 from .facts import Facts, Reference
 from .names import Known, Meant, ModuleAt, Names, Origin, spread, tail
 
-LIKE_MAX: Final = 40
-"""Words that are looked for one by one."""
 TURNS_MAX: Final = 10
 """Times that base classes are looked up again because others changed; a class that inherits what its heir defines
 could go on for ever."""
@@ -137,10 +135,10 @@ class Resolving:
         rows = await self._fetch(sql.ALIASES, {"repo": self._repo})
         aliases += [(row["name"], row["target"]) for row in rows]
         wanted = sorted(await anyio.to_thread.run_sync(spread, words, aliases))
-        like = [f"%{word}%" for word in wanted] if len(wanted) <= LIKE_MAX else ["%"]
         but = [file.id for file in self._files]
-        params = {"repo": self._repo, "words": wanted, "like": like, "but": but}
-        for row in await self._fetch(sql.USES, params):
+        params = {"repo": self._repo, "words": wanted, "but": but}
+        files = [row["id"] for row in await self._fetch(sql.SAYING, params)]
+        for row in await self._fetch(sql.USES, {"files": files, "words": wanted}) if files else ():
             if row["id"] in self.affected:
                 continue
             before = None if row["dst"] is None else (row["dst"], row["confidence"])
