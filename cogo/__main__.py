@@ -1,5 +1,6 @@
 """`python -m cogo` is `cogo`."""
 
-from .cli import main
+from cogo.cli import main
 
-main()
+if __name__ == "__main__":  # worker processes import this file under another name
+    main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import anyio
@@ -21,6 +21,16 @@ from cogo.core.listener import Listener, NotifyTransport
 from cogo.core.settings import Settings
 
 TEMPLATE = f"cogo_template_{os.environ.get('PYTEST_XDIST_WORKER', '')}".rstrip("_")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What was logged goes from the workers to the terminal as UTF-8, also where a test logs half a character."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -36,6 +36,8 @@ async def run_each(
     if max(sizes, default=0) <= SMALL:
         return await anyio.to_thread.run_sync(lambda: [work(item) for item in items])
     made: list[bytes | None] = [None] * len(items)
+    # `python -m` looks for modules in the current folder first, which may be the one that is read: its pickle.py would run.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     async with anyio.create_task_group() as tasks:
         for batch in _batches(sizes):
             tasks.start_soon(_run_batch, work, items, batch, made)

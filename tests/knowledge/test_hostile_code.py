@@ -70,6 +70,20 @@ async def test_a_file_that_stops_a_parser_costs_a_worker_process_and_no_more(
     assert again.changed == 0
 
 
+async def test_what_is_read_is_never_run(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even when the folder is the current one, and its files are called like modules that a worker imports."""
+    trap = f"open({str(tmp_path / 'ran')!r}, 'w')\n"
+    names = ("pickle.py", "subprocess.py", "signal.py", "anyio/__init__.py", "cogo/__init__.py", "main.py")
+    root = write(tmp_path / "repo", dict.fromkeys(names, trap + "x = 1\n" * 1000))
+    monkeypatch.chdir(root)
+    _, built = await build_graph(database, root)
+    assert built.changed == len(names)
+    assert not built.notes
+    assert not (tmp_path / "ran").exists()
+
+
 async def test_a_path_is_its_own_file_and_a_name_of_two_files_is_none(
     database: Database, tmp_path: Path
 ) -> None:
