@@ -20,7 +20,7 @@ from cogo.core.embedded import own_or_share
 from cogo.core.listener import Listener, NotifyTransport
 from cogo.core.settings import Settings
 
-TEMPLATE = f"cogo_template_{os.environ.get('PYTEST_XDIST_WORKER', '')}".rstrip("_")
+TEMPLATE = f"cogo_template_{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
 
 
 @pytest.hookimpl(wrapper=True)

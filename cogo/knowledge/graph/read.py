@@ -39,7 +39,7 @@ class Changed(msgspec.Struct, frozen=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """A file that is to be read, and how; its size in bytes."""
+    """A file that is to be read, and how; its size in characters."""
 
     path: str
     reader: _Reader
