@@ -137,6 +137,7 @@ async def impact(name: str, *, depth: int, repo: str | None, tenant: str, as_jso
 
     async with opened(repo, tenant) as (db, repo_id):
         rows = await graph.impact(db, repo_id, name, depth)
+    note_cut(rows)
     if as_json:
         emit(rows)
     elif rows:
@@ -147,7 +148,15 @@ async def impact(name: str, *, depth: int, repo: str | None, tenant: str, as_jso
     return 0
 
 
+def note_cut(rows: list[dict[str, Any]]) -> None:
+    from cogo.knowledge import graph
+
+    if len(rows) >= graph.LIMIT:
+        note(f"These are the first {graph.LIMIT:,}; there may be more.")
+
+
 def show_edges(rows: list[dict[str, Any]], nothing: str, *, as_json: bool) -> int:
+    note_cut(rows)
     if as_json:
         emit(rows)
     elif rows:

@@ -109,7 +109,7 @@ class Follower:
         tasks = [
             (work.LANES["rag"], whole | {"paths": paths[i : i + BATCH]}) for i in range(0, len(paths), BATCH)
         ]
-        return [*tasks, (work.LANES["kg"], whole)]
+        return [*tasks, (work.LANES["kg"], whole | {"paths": paths})]
 
 
 def described(batch: Batch) -> str:

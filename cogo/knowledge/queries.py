@@ -55,6 +55,7 @@ COPY_POSTINGS = "COPY cogo.kb_postings (repo_id, term, file_id, ords, weights) F
 MODEL = "SELECT * FROM cogo.vector_model(%s, %s, %s, %s)"
 MODEL_SERVING = "SELECT * FROM cogo.kb_models WHERE serving"
 MODEL_WANTED = "SELECT * FROM cogo.kb_models WHERE wanted_at IS NOT NULL"
+MODELS_KNOWN = "SELECT EXISTS (SELECT FROM cogo.kb_models)"
 MODELS = "SELECT * FROM cogo.kb_models WHERE serving OR wanted_at IS NOT NULL ORDER BY serving DESC, id"
 WANT_MODEL = "SELECT id FROM cogo.want_model(%s::smallint, %s)"
 WANT_VECTORS = "SELECT cogo.want_vectors(%s)"

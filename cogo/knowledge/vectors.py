@@ -320,6 +320,11 @@ async def wanted(db: Database) -> Table | None:
     return None if row is None else _table(row)
 
 
+async def any_known(db: Database) -> bool:
+    """Whether vectors of some model were ever wanted."""
+    return bool(await db.fetch_value(queries.MODELS_KNOWN))
+
+
 async def ask_for(db: Database, tenant: str | None) -> int:
     """Have what lacks a wanted vector looked for, of this tenant or (None) of all; how many messages were sent."""
     sent = await db.fetch_value(queries.WANT_VECTORS, (tenant,))

@@ -106,10 +106,14 @@ def model_of(settings: RagEmbedSettings, known: vectors.Vectors | None) -> Model
 
 
 async def wanted(ctx: Context) -> vectors.Table | None:
-    """The vectors that are to be made: what the database says, else what this process is set to."""
-    table = await vectors.wanted(ctx.db)
-    model = None if table else model_of(settings_of(ctx), vectors.of(ctx.db))
-    return await vectors.table_of(ctx.db, model) if model else table
+    """The vectors that are to be made: what the database says; before any were, what this process is set to.
+
+    So a model that is installed while the process runs is taken up, and `none` of another process stands.
+    """
+    if (table := await vectors.wanted(ctx.db)) is not None:
+        return table
+    model = model_of(settings_of(ctx), vectors.of(ctx.db))
+    return await vectors.table_of(ctx.db, model) if model and not await vectors.any_known(ctx.db) else None
 
 
 async def want_vectors(ctx: Context, repo: str, paths: Sequence[str]) -> None:

@@ -101,9 +101,10 @@ def test_a_burst_of_edits_is_one_embed_and_one_build(binary: Binary, checkout: P
             (checkout / "harbour" / "fees.py").write_text(f"RATE = {n}\n")
         watching.until({"README.md", "harbour/fees.py"})
         rows = conn.execute(
-            "SELECT service FROM public.agent_messages WHERE id > %s ORDER BY 1", before
+            "SELECT service, payload -> 'paths' FROM public.agent_messages WHERE id > %s ORDER BY 1", before
         ).fetchall()
-    assert [row[0] for row in rows] == ["kg", "rag"]
+    paths = ["README.md", "harbour/fees.py"]
+    assert rows == [("kg", paths), ("rag", paths)], "neither looks through the whole folder"
 
 
 def test_another_branch_is_one_scan(binary: Binary, checkout: Path) -> None:

@@ -191,6 +191,8 @@ async def test_no_vectors_are_wanted_any_more(database: Database, server: FakeSe
     assert not hits[0].by_vectors
     left = await run_role(ROLE, ANY, tenant="acme", db=database, settings=set_to("none"))
     assert left["vectors"] == 0, "a message that waited ends, instead of being put off for ever"
+    left = await run_role(ROLE, ANY, tenant="acme", db=database, settings=set_to(model))
+    assert left["vectors"] == 0, "nor does a process that was started before want them again"
     embedded = len(server.requests)
     await rag_embed.decide(database, set_to(model))  # back again: they are still there
     await run_role(ROLE, ANY, tenant="acme", db=database, settings=set_to(model))

@@ -11,6 +11,7 @@ from http_hands import Served, serving
 from knowledge_hands import build_graph, index_all, write
 
 from cogo import Database
+from cogo.knowledge import graph
 
 
 @pytest.fixture
@@ -99,6 +100,18 @@ async def test_repositories_are_listed_with_their_sizes(client: httpx.AsyncClien
     (repo,) = (await client.get("/api/knowledge/repos")).json()["repos"]
     assert (repo["repo"], repo["tenant"], repo["files"], repo["modules"]) == ("harbour", "acme", 4, 3)
     assert repo["chunks"] > 5
+
+
+async def test_an_answer_that_was_cut_says_so(
+    client: httpx.AsyncClient, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"repo": "harbour", "name": "harbour.ledger"}
+    assert (await client.get("/api/kg/importers", params=asked)).json()["truncated"] is False
+    monkeypatch.setattr(graph.ask, "LIMIT", 1)
+    monkeypatch.setattr(graph, "LIMIT", 1)
+    for verb in ("importers", "uses", "impact"):
+        found = (await client.get(f"/api/kg/{verb}", params=asked)).json()
+        assert (len(found[verb]), found["truncated"]) == (1, True)
 
 
 async def test_the_graph_answers(client: httpx.AsyncClient) -> None:

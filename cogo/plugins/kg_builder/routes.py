@@ -38,13 +38,18 @@ async def _repo_id(request: Request[Any, Any, Any], repo: str, tenant: str | Non
     return ids[0]
 
 
+def _listed(repo: str, name: str, verb: str, rows: graph.Rows) -> dict[str, Any]:
+    """`truncated` says that there are more rows than an answer holds."""
+    return {"repo": repo, "name": name, verb: rows, "truncated": len(rows) >= graph.LIMIT}
+
+
 @get("/api/kg/importers", guards=[viewer])
 async def importers(
     request: Request[Any, Any, Any], repo: Repo, name: Name, tenant: OneTenant = None
 ) -> dict[str, Any]:
     """Which modules import its module, and where the import stands."""
     id = await _repo_id(request, repo, tenant)
-    return {"repo": repo, "name": name, "importers": await graph.importers(db_of(request), id, name)}
+    return _listed(repo, name, "importers", await graph.importers(db_of(request), id, name))
 
 
 @get("/api/kg/imports", guards=[viewer])
@@ -53,7 +58,7 @@ async def imports(
 ) -> dict[str, Any]:
     """Which modules of the repository its module imports, and where."""
     id = await _repo_id(request, repo, tenant)
-    return {"repo": repo, "name": name, "imports": await graph.imports(db_of(request), id, name)}
+    return _listed(repo, name, "imports", await graph.imports(db_of(request), id, name))
 
 
 @get("/api/kg/callers", guards=[viewer])
@@ -67,7 +72,7 @@ async def callers(
     """Who calls it, or a method of it, and where. Each has its confidence."""
     id = await _repo_id(request, repo, tenant)
     rows = await graph.callers(db_of(request), id, name, guesses=guesses)
-    return {"repo": repo, "name": name, "callers": rows}
+    return _listed(repo, name, "callers", rows)
 
 
 @get("/api/kg/callees", guards=[viewer])
@@ -76,7 +81,7 @@ async def callees(
 ) -> dict[str, Any]:
     """What it calls in the repository, and where."""
     id = await _repo_id(request, repo, tenant)
-    return {"repo": repo, "name": name, "callees": await graph.callees(db_of(request), id, name)}
+    return _listed(repo, name, "callees", await graph.callees(db_of(request), id, name))
 
 
 @get("/api/kg/uses", guards=[viewer])
@@ -87,7 +92,7 @@ async def uses(
     """Who calls, references or inherits it; or edges of one kind, such as the tests of it, or the documents."""
     id = await _repo_id(request, repo, tenant)
     rows = await graph.uses(db_of(request), id, name, (kind,) if kind else graph.USES)
-    return {"repo": repo, "name": name, "uses": rows}
+    return _listed(repo, name, "uses", rows)
 
 
 @get("/api/kg/impact", guards=[viewer])
@@ -96,7 +101,7 @@ async def impact(
 ) -> dict[str, Any]:
     """What may break when it changes, nearest first."""
     id = await _repo_id(request, repo, tenant)
-    return {"repo": repo, "name": name, "impact": await graph.impact(db_of(request), id, name, depth)}
+    return _listed(repo, name, "impact", await graph.impact(db_of(request), id, name, depth))
 
 
 @get("/api/kg/path", guards=[viewer])
