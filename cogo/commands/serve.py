@@ -29,6 +29,7 @@ PROBE_EVERY_S = 0.1
 @click.option("--shard", help="Shards to consume: 0, 0-3 or 0,2 (0).")
 @click.option("--migrate", is_flag=True, help="Migrate DATABASE_URL first; the embedded database always is.")
 @click.option("--config", type=click.Path(path_type=Path), help="A plugins.toml other than ./plugins.toml.")
+@click.option("--simulation", is_flag=True, help="Decisions and feedback may bring their own time (now_ms).")
 async def serve(
     *,
     roles: str | None,
@@ -37,6 +38,7 @@ async def serve(
     shard: str | None,
     migrate: bool,
     config: Path | None,
+    simulation: bool,
     as_json: bool,
 ) -> None:
     """Run the process: roles, bus, HTTP, embedded Postgres.
@@ -52,6 +54,8 @@ async def serve(
 
     flags = given(roles=roles, host=host, port=port, agent_shard=shard)
     loaded = load(flags=flags, file=config)
+    if simulation:
+        loaded.settings.plugins.setdefault("orchestrator", {})["simulation"] = True
     telemetry.configure(loaded.settings.log_level, as_json=as_json)
 
     started: list[Runtime] = []

@@ -56,6 +56,13 @@ class CogoError(Exception):
 CODES[CogoError.code] = CogoError
 
 
+class _Refused(CogoError):
+    """A request is not taken: nobody's fault here, and nothing to try again."""
+
+    fate: ClassVar[Fate] = "failed"
+    level = logging.INFO
+
+
 # -- configuration: the process does not start (exit 78) -------------------------------------
 
 
@@ -164,12 +171,11 @@ class RoleCrashed(CogoError):
 # -- a message's task or assignment is not acceptable (failed at once) ------------------------
 
 
-class TaskInvalid(CogoError):
+class TaskInvalid(_Refused):
     """The payload does not fit the task that the role expects."""
 
     code = "task_invalid"
     hint = "Correct the payload at the JSON path that is named and send it again."
-    fate = "failed"
     status = 422
     level = logging.WARNING
 
@@ -182,12 +188,11 @@ class ResultInvalid(CogoError):
     fate = "failed"
 
 
-class UnknownIntent(CogoError):
+class UnknownIntent(_Refused):
     """No enabled role answers this intent."""
 
     code = "intent_unknown"
     hint = "`GET /api/orchestrator/state` lists the intents that live roles answer."
-    fate = "failed"
     status = 422
     level = logging.WARNING
 
@@ -202,38 +207,43 @@ class NoFeasibleArm(CogoError):
     level = logging.WARNING
 
 
+class BudgetRefused(_Refused):
+    """The budget of this tenant has no room for the work."""
+
+    code = "budget_refused"
+    hint = "Wait for its next window, or raise it: `PUT /api/orchestrator/budgets/{tenant}`."
+    status = 402
+
+
 class AssignmentInvalid(TaskInvalid):
     """The `__assignment` envelope of the payload is malformed."""
 
     code = "assignment_invalid"
 
 
-class BudgetExceeded(CogoError):
+class BudgetExceeded(_Refused):
     """The budget of this request is spent."""
 
     code = "budget_exceeded"
     hint = "Raise maxCostUsd or maxTokens of the assignment, or send a smaller request."
-    fate = "failed"
     status = 402
     level = logging.WARNING
 
 
-class ModelDenied(CogoError):
+class ModelDenied(_Refused):
     """The handler asked for another model than the assignment allows."""
 
     code = "model_denied"
     hint = "Use the model of the assignment, or have the orchestrator allocate another one."
-    fate = "failed"
     status = 409
     level = logging.WARNING
 
 
-class TtlExpired(CogoError):
+class TtlExpired(_Refused):
     """The time to live of this request (`ttl_ms`) ran out."""
 
     code = "ttl_expired"
     hint = "Give a longer ttl_ms, or add processes for the lane that it waited in."
-    fate = "failed"
     status = 504
     level = logging.WARNING
 
@@ -242,9 +252,7 @@ class ModelUnavailable(CogoError):
     """A model that is set up can't be used here."""
 
     code = "model_unavailable"
-    hint = (
-        "`cogo models install` puts minilm into the data home; for a server's model see [plugins.rag-embed]."
-    )
+    hint = "`cogo models install` puts minilm into the data home; a server's model: [plugins.rag-embed]."
     status = 503
     level = logging.WARNING
 
@@ -274,12 +282,11 @@ class Poison(CogoError):
     fate = "failed"
 
 
-class Rejected(CogoError):
+class Rejected(_Refused):
     """The handler refused the message."""
 
     code = "rejected"
     hint = "The text after the code is the handler's own reason."
-    fate = "failed"
     status = 422
     level = logging.WARNING
 
@@ -306,42 +313,38 @@ class BusUnavailable(CogoError):
     level = logging.WARNING
 
 
-class MessageUnknown(CogoError):
+class MessageUnknown(_Refused):
     """There is no message of that id (or it belongs to a tenant that you may not read)."""
 
     code = "message_unknown"
     hint = "Ids come from a 202 answer or from `cogo tail`."
-    fate = "failed"
     status = 404
     level = logging.INFO
 
 
-class MessageState(CogoError):
+class MessageState(_Refused):
     """The message is in a state that does not allow this."""
 
     code = "message_state"
     hint = "`cogo status ID` shows its state. A child is requeued through its root."
-    fate = "failed"
     status = 409
     level = logging.INFO
 
 
-class IdempotencyConflict(CogoError):
+class IdempotencyConflict(_Refused):
     """The same idempotency key was used with another body."""
 
     code = "idempotency_conflict"
     hint = "Use a new key for a new request; repeat the same body to get the same id."
-    fate = "failed"
     status = 409
     level = logging.INFO
 
 
-class RoutingInvalid(CogoError):
+class RoutingInvalid(_Refused):
     """A routing key does not read as service/role/shard@tenant."""
 
     code = "routing_invalid"
     hint = "For example rag/embed/0@acme: lower-case words, a whole number, a tenant."
-    fate = "failed"
     status = 422
     exit_code = 2
     level = logging.WARNING
@@ -365,13 +368,6 @@ class WorkFailed(CogoError):
 
 
 # -- requests ---------------------------------------------------------------------------------
-
-
-class _Refused(CogoError):
-    """A request is not taken: nobody's fault here, and nothing to try again."""
-
-    fate: ClassVar[Fate] = "failed"
-    level = logging.INFO
 
 
 class BadRequest(_Refused):
@@ -455,14 +451,21 @@ class RequestTimeout(_Refused):
     status = 408
 
 
-class Overloaded(CogoError):
+class Overloaded(_Refused):
     """This process holds as many connections as it will."""
 
     code = "overloaded"
     hint = "Wait for the seconds in Retry-After, or add processes."
-    fate = "failed"
     status = 503
     level = logging.WARNING
+
+
+class Gone(_Refused):
+    """It is too old for this."""
+
+    code = "gone"
+    hint = "Outcomes are taken for 30 days after the decision."
+    status = 410
 
 
 class UnsupportedMedia(_Refused):

@@ -45,7 +45,7 @@ async def test_decide_answers_with_a_reason_and_leaves_the_bus_alone(brained: Se
     assert found["assignment"]["budget"] == {"maxCostUsd": None, "maxTokens": 7}
     assert found["propensity"] == 1.0
     assert not found["explored"]
-    assert [c["lane"] for c in found["candidates"]] == ["gateway/chat/0"]
+    assert [c["lane"] for c in found["scores"]] == ["gateway/chat/0"]
     assert "gateway/chat/0" in found["reason"]
     logged = await brained.runtime.db.fetch(
         "SELECT id, tenant, intent, message_id, reason FROM cogo.decisions"

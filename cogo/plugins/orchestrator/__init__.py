@@ -1,13 +1,20 @@
-"""Role orchestrator, lane orchestrator/decide: decides who does the work, and says why."""
+"""Role orchestrator, lane orchestrator/decide: decides who does the work, says why, and learns from what comes of it.
+
+Seven phases, each a module: sense, diagnose, plan, allocate (with scorers and policies), observe, evaluate, update;
+`brain` is the way of a decision through them.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cogo import Context, Delegate, Role, hookimpl
+from cogo import Context, Delegate, Role, errors, hookimpl
 
-from . import brain
+if TYPE_CHECKING:
+    from .brain import OrchestratorSettings
 
 
 class Decide(msgspec.Struct, frozen=True):
@@ -19,10 +26,16 @@ class Decide(msgspec.Struct, frozen=True):
 
 async def decide(task: Decide, ctx: Context) -> None:
     """Decide, log the decision, and delegate to the executor: one commit, or nothing."""
-    request = brain.Request(tenant=ctx.key.tenant, intent=task.intent, payload=task.payload)
+    from . import brain, plan
+
+    request = plan.Request(tenant=ctx.key.tenant, intent=task.intent, payload=task.payload)
     async with ctx.transaction() as tx:
-        decision = await brain.decide(tx, request)
-        decision = await brain.record(tx, decision, message_id=ctx.message_id, trace_id=ctx.trace_id)
+        decision = await brain.decide(ctx.db, tx, request, ctx.settings or brain.OrchestratorSettings())
+        if decision.lane is None:
+            raise errors.NoFeasibleArm
+        decision, reserved = await brain.reserve(tx, request, decision)
+        await brain.record(tx, decision, message_id=ctx.message_id, trace_id=ctx.trace_id)
+        await brain.hold(tx, decision, ctx.root_id, reserved)
         ctx.event("orchestrate_decision", decision_id=decision.id, intent=task.intent, lane=decision.lane,
                   reason=decision.reason)  # fmt: skip
         ctx.log.info(
@@ -38,14 +51,22 @@ async def decide(task: Decide, ctx: Context) -> None:
 
 
 @hookimpl
+def cogo_settings() -> type[OrchestratorSettings]:
+    """`[plugins.orchestrator]`."""
+    from .brain import OrchestratorSettings
+
+    return OrchestratorSettings
+
+
+@hookimpl
 def cogo_role() -> Role:
     """Consumes orchestrator/decide."""
     return Role("orchestrator", "decide", handle=decide, concurrency=32, events="orchestrate")
 
 
 @hookimpl
-def cogo_routes() -> Sequence[Any]:
+def cogo_routes(settings: Any) -> Sequence[Any]:
     """/api/orchestrator/*"""
-    from .routes import ROUTES
+    from .routes import routes
 
-    return ROUTES
+    return routes(settings)

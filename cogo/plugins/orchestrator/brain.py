@@ -1,167 +1,231 @@
-"""The plain decision: by intent and the health of the lanes that answer it, with its reason.
-
-Learning comes later; what it will need is kept from the first day: every candidate with its score
-and why it was left out, the assignment, the policy's version.
-"""
+"""The way of a decision: sense, diagnose, plan, allocate, then write it down with all that it was made by."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final
 
 import msgspec
 
-from cogo import Assignment, Budget, errors
+from cogo import Assignment, Database, errors
 
-POLICY_VERSION = "plain-1"
-TTL_MS = 60_000
-"""Time to live of a request, unless its lane's own timeout is longer."""
+from . import allocate, plan, policies, queries, sense
+from .model import Arm, Choice, Inputs, Past, Scored
+from .plan import Request
+from .sense import Mind, Reader, Sensed
 
-LANES = """
-SELECT l.service, l.role, s.shard, l.intents, l.timeout_ms, l.paused_at IS NOT NULL AS paused,
-       (SELECT count(*) FROM cogo.bus_holders h WHERE h.lease_until > cogo.now()
-          AND (l.service || '/' || l.role || '/' || s.shard) = ANY (h.lanes)) AS holders,
-       (SELECT count(*) FROM (SELECT 1 FROM public.agent_messages m
-          WHERE m.service = l.service AND m.role = l.role AND m.shard = s.shard
-            AND m.status = 'queued' AND m.retry_at IS NULL LIMIT 1001) q) AS depth
-FROM cogo.bus_lanes l CROSS JOIN LATERAL (
-  SELECT DISTINCT split_part(lane, '/', 3)::integer AS shard
-  FROM cogo.bus_holders h CROSS JOIN unnest(h.lanes) AS lane
-  WHERE h.lease_until > cogo.now() AND lane LIKE l.service || '/' || l.role || '/%%'
-  UNION SELECT 0
-) s
-WHERE %(intent)s::text IS NULL OR %(intent)s = ANY (l.intents)
-ORDER BY l.service, l.role, s.shard
-"""
-
-RECENT = """
-SELECT service, role, coalesce(sum(n) FILTER (WHERE status = 'done'), 0)::float8 AS done,
-       coalesce(sum(n) FILTER (WHERE status = 'failed'), 0)::float8 AS failed
-FROM cogo.bus_counts WHERE minute > cogo.now() - interval '15 minutes' GROUP BY 1, 2
-"""
-
-INSERT = """
-INSERT INTO cogo.decisions
-  (tenant, message_id, trace_id, intent, lane, arm, assignment, candidates, reason, policy_version)
-VALUES (%s, %s, %s, %s, %s, %s::jsonb, %s::jsonb, %s::jsonb, %s, %s) RETURNING id
-"""
+EXPLORATION: Final = 0.02
+PACED_TASKS: Final = 20
+"""Before so many tasks were seen, the budget's last price counts."""
+COST_MARGIN: Final = 1.5
 
 
-class Reader(Protocol):
-    """What both a Database and a Transaction offer."""
+class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[plugins.orchestrator]`."""
 
-    async def fetch(self, sql: str, params: Any = ()) -> list[dict[str, Any]]: ...
+    explore: str = "thompson"
+    """How the best guess is weighed against what isn't known yet: thompson, inverse-gap or epsilon-greedy."""
+    exploration: float = EXPLORATION
+    """Share of tasks that is spread evenly over all that can take them, 0 to 1."""
+    simulation: bool = False
+    """Take the time of decisions and feedback from the caller (`now_ms`), so that days pass in seconds."""
 
+    def __post_init__(self) -> None:
+        if self.explore not in policies.EXPLORE:
+            raise ValueError(f"explore is one of {', '.join(policies.EXPLORE)}, not {self.explore!r}")
+        if not 0 <= self.exploration <= 1:
+            raise ValueError(f"exploration is a share between 0 and 1, not {self.exploration}")
 
-class Request(msgspec.Struct, frozen=True):
-    """What is to be decided."""
-
-    tenant: str
-    intent: str
-    payload: dict[str, Any] = {}
-    model: str | None = None
-    budget: Budget = Budget(maxCostUsd=0.10, maxTokens=200_000)
-    ttl_ms: int | None = None
-    """None: TTL_MS, or the run time that the lane allows one attempt if that is longer."""
-
-
-class Candidate(msgspec.Struct, frozen=True):
-    """A lane that answers the intent. score 0..1; excluded_by says why it can't be chosen."""
-
-    lane: str
-    score: float
-    holders: int
-    depth: int
-    """Queued messages, counted up to 1,001."""
-    failure_rate: float
-    excluded_by: str | None = None
-    timeout_ms: int | None = None
+    @property
+    def version(self) -> str:
+        """Of the policy: what decided, and with which parameters."""
+        return f"{self.explore}-1:{self.exploration:g}"
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """Where the work goes, and why."""
 
+    id: int
     tenant: str
     intent: str
-    lane: str
+    lane: str | None
     arm: dict[str, Any]
     assignment: Assignment
-    candidates: list[Candidate]
+    scores: list[Scored]
+    propensity: float
+    explored: bool
     reason: str
-    policy_version: str = POLICY_VERSION
-    id: int | None = None
+    policy_version: str
+    seed: float
+    known: int
+    chosen: int
+    inputs: Inputs
+    past: Past
+    seen: str
+    now_ms: int
+    has_budget: bool
+    least_usd: float
+
+    @property
+    def arm_chosen(self) -> Arm:
+        return self.inputs.arms[self.chosen]
 
 
-async def decide(db: Reader, request: Request) -> Decision:
-    """Choose the healthiest live lane for the intent. Raises UnknownIntent, NoFeasibleArm."""
-    candidates = await candidates_for(db, request.intent)
-    if not candidates:
-        known = await intents(db)
+async def decide(db: Database, reader: Reader, request: Request, settings: OrchestratorSettings) -> Decision:
+    """Choose who does it. Raises UnknownIntent, NoFeasibleArm, BudgetRefused."""
+    arms = request.inline() or await _lanes(reader, request)
+    mind = sense.minds_of(db).of(request.tenant)
+    async with mind.lock:
+        sensed = await mind.sense(reader, request.tenant, request.now_ms)
+        inputs = _inputs(request, settings, arms, mind, sensed)
+        seed = allocate.drawn(sensed.decision_id, settings.version)
+        choice = allocate.choose(inputs, mind.beliefs, seed)
+        _remember(mind, inputs, choice)
+        return _decision(request, settings, mind, sensed, inputs, choice, seed)
+
+
+async def _lanes(reader: Reader, request: Request) -> list[Arm]:
+    arms = await sense.lanes(reader, request.intent)
+    if not arms:
+        known = await intents(reader)
         raise errors.UnknownIntent(
             f"no role answers the intent {request.intent!r}; known: {', '.join(known) or 'none'}"
         )
-    feasible = [candidate for candidate in candidates if candidate.excluded_by is None]
-    if not feasible:
-        why = "; ".join(f"{candidate.lane}: {candidate.excluded_by}" for candidate in candidates)
-        raise errors.NoFeasibleArm(f"no lane can take {request.intent!r} now ({why})")
-    best = max(feasible, key=lambda candidate: (candidate.score, candidate.lane))
-    assignment = Assignment(agent_id=best.lane.rsplit("/", 1)[0], model=request.model, budget=request.budget,
-                            ttl_ms=request.ttl_ms or max(TTL_MS, best.timeout_ms or 0))  # fmt: skip
+    return [msgspec.structs.replace(arm, model=request.model) for arm in arms]
+
+
+def _inputs(
+    request: Request, settings: OrchestratorSettings, arms: list[Arm], mind: Mind, sensed: Sensed
+) -> Inputs:
+    states = {arm.key: mind.state_of(arm, sensed.now_ms) for arm in arms}
+    budget = sensed.budget
+    price = 0.0
+    if budget is not None:
+        price = budget.lambda_cost
+        if len(mind.recent) >= PACED_TASKS and budget.tasks_left:
+            price = policies.paced(list(mind.recent), budget.left_usd / budget.tasks_left)
+    return Inputs(
+        task=request.task, objective=request.objective, arms=arms, lambda_cost=price,
+        left_usd=None if budget is None else budget.left_usd,
+        breakers={key: "probe" if state == "half_open" else state for key, state in states.items() if state != "closed"},
+        policy=settings.explore, exploration=settings.exploration, risk=request.risk,
+    )  # fmt: skip
+
+
+def _remember(mind: Mind, inputs: Inputs, choice: Choice) -> None:
+    chosen = inputs.arms[choice.index].key
+    if inputs.breakers.get(chosen) == "probe":
+        mind.breakers[chosen].probing(mind.beliefs.n)
+    live = [s for arm, s in zip(inputs.arms, choice.scores, strict=True)
+            if arm.excluded_by is None and arm.key not in inputs.breakers]  # fmt: skip
+    if live:
+        mind.recent.append(
+            sense.remembered([s.utility for s in live], [s.cost_usd for s in live], inputs.lambda_cost)
+        )
+
+
+def _decision(
+    request: Request, settings: OrchestratorSettings, mind: Mind, sensed: Sensed, inputs: Inputs, choice: Choice,
+    seed: float,
+) -> Decision:  # fmt: skip
+    arm, score = inputs.arms[choice.index], choice.scores[choice.index]
+    past = Past(
+        arm=arm.key, task=inputs.task, n=mind.beliefs.n, at_ms=sensed.now_ms, price=arm.price(inputs.objective),
+        depth=arm.depth, forecast=choice.forecasts[choice.index], probe=inputs.breakers.get(arm.key) == "probe",
+    )  # fmt: skip
     return Decision(
-        tenant=request.tenant,
-        intent=request.intent,
-        lane=best.lane,
-        arm={"agent_id": assignment.agent_id, "version": None, "model": request.model},
-        assignment=assignment,
-        candidates=candidates,
-        reason=explain(request.intent, best, len(feasible), len(candidates)),
+        id=sensed.decision_id, tenant=request.tenant, intent=request.intent, lane=arm.lane,
+        arm={"agent_id": arm.agent_id, "version": arm.version, "model": arm.model},
+        assignment=plan.assignment(request, arm, max_cost_usd=request.budget.maxCostUsd),
+        scores=choice.scores, propensity=choice.propensity, explored=choice.explored, reason=choice.reason,
+        policy_version=settings.version, seed=seed, known=mind.beliefs.n, chosen=choice.index, inputs=inputs,
+        past=past, seen=mind.seen or "", now_ms=sensed.now_ms, has_budget=sensed.budget is not None,
+        least_usd=COST_MARGIN * score.cost_usd,
+    )  # fmt: skip
+
+
+async def reserve(tx: Reader, request: Request, decision: Decision) -> tuple[Decision, float]:
+    """Take what the work may cost out of the tenant's budget; the assignment is bound by what was granted.
+
+    Raises BudgetRefused when others were faster.
+    """
+    most = decision.assignment.budget.maxCostUsd
+    if not decision.has_budget:
+        return decision, 0.0
+    wanted = decision.inputs.left_usd or 0.0 if most is None else most
+    params = {"tenant": decision.tenant, "least": min(decision.least_usd, wanted), "most": wanted}
+    granted = (await tx.fetch(queries.RESERVE, params))[0]["granted"]
+    if granted is None:
+        raise errors.BudgetRefused(
+            f"${wanted:.4g} are asked for, and the budget of {decision.tenant!r} has less left"
+        )
+    bound = plan.assignment(request, decision.arm_chosen, max_cost_usd=granted)
+    return msgspec.structs.replace(decision, assignment=bound), granted
+
+
+async def hold(tx: Reader, decision: Decision, root: int, reserved: float) -> None:
+    """Open the ledger of a root message with what was reserved for it; the executor's comes too late then."""
+    if decision.has_budget:
+        budget = decision.assignment.budget
+        await tx.fetch(
+            queries.HOLD + " RETURNING root_id",
+            {
+                "root": root, "tenant": decision.tenant, "cost": budget.maxCostUsd, "tokens": budget.maxTokens,
+                "reserved": reserved,
+            },
+        )  # fmt: skip
+
+
+async def record(tx: Reader, decision: Decision, *, message_id: int | None, trace_id: str | None) -> None:
+    """Log the decision with all that making it again takes."""
+    params = {name: getattr(decision, name) for name in (
+        "id", "tenant", "intent", "lane", "reason", "policy_version", "chosen", "propensity", "explored", "seed",
+        "known", "seen")}  # fmt: skip
+    for name in ("arm", "assignment", "inputs", "past"):
+        params[name] = msgspec.json.encode(getattr(decision, name)).decode()
+    params["candidates"] = msgspec.json.encode(decision.scores).decode()
+    await tx.fetch(
+        queries.RECORD + " RETURNING id", params | {"message_id": message_id, "trace_id": trace_id}
     )
-
-
-async def candidates_for(db: Reader, intent: str | None) -> list[Candidate]:
-    """Every lane that answers the intent (None: any), with its health."""
-    recent = {(row["service"], row["role"]): row for row in await db.fetch(RECENT)}
-    return [_candidate(row, recent) for row in await db.fetch(LANES, {"intent": intent}) if row["intents"]]
-
-
-def _candidate(row: dict[str, Any], recent: dict[Any, dict[str, Any]]) -> Candidate:
-    ends = recent.get((row["service"], row["role"]), {"done": 0.0, "failed": 0.0})
-    # One prior failure and nine successes, so that the first failure of a lane isn't its end.
-    failure_rate = (ends["failed"] + 1) / (ends["done"] + ends["failed"] + 10)
-    load = min(row["depth"] / (100 * max(1, row["holders"])), 1.0)
-    excluded = "paused" if row["paused"] else "no live process serves it" if not row["holders"] else None
-    return Candidate(
-        lane=f"{row['service']}/{row['role']}/{row['shard']}",
-        score=round((1 - failure_rate) * (1 - 0.5 * load), 4),
-        holders=row["holders"],
-        depth=row["depth"],
-        failure_rate=round(failure_rate, 4),
-        excluded_by=excluded,
-        timeout_ms=row["timeout_ms"],
-    )
-
-
-def explain(intent: str, best: Candidate, feasible: int, known: int) -> str:
-    """One sentence that a person understands."""
-    rivals = "the only lane" if known == 1 else f"the best of {feasible} live lanes ({known} known)"
-    return (
-        f"{best.lane} is {rivals} for {intent!r}: score {best.score:.2f} from a failure rate of "
-        f"{best.failure_rate:.0%} in 15 minutes, {best.depth} queued, {best.holders} live holder(s)"
-    )
+    if decision.has_budget:
+        price = {
+            "tenant": decision.tenant,
+            "now_ms": decision.now_ms,
+            "lambda_cost": decision.inputs.lambda_cost,
+        }
+        await tx.fetch(queries.COUNT_TASK + " RETURNING b.tenant", price)
 
 
 async def intents(db: Reader) -> list[str]:
     """Every intent that some known lane answers."""
-    rows = await db.fetch("SELECT DISTINCT unnest(intents) AS intent FROM cogo.bus_lanes ORDER BY 1")
-    return [row["intent"] for row in rows]
+    return [row["intent"] for row in await db.fetch(queries.INTENTS)]
 
 
-async def record(db: Reader, decision: Decision, *, message_id: int | None, trace_id: str | None) -> Decision:
-    """Log the decision; with its id."""
-    to_json = msgspec.json.encode
-    args = (
-        decision.tenant, message_id, trace_id, decision.intent, decision.lane, to_json(decision.arm).decode(),
-        to_json(decision.assignment).decode(), to_json(decision.candidates).decode(), decision.reason,
-        decision.policy_version,
-    )  # fmt: skip
-    rows = await db.fetch(INSERT, args)
-    return msgspec.structs.replace(decision, id=rows[0]["id"])
+async def live_lane(db: Reader, request: Request) -> str:
+    """Where the work of a caller's own arm goes: the live lane that answers the intent and has the least to do.
+
+    Raises UnknownIntent, NoFeasibleArm.
+    """
+    live = [arm for arm in await _lanes(db, request) if arm.excluded_by is None]
+    if not live:
+        raise errors.NoFeasibleArm(f"no live lane answers {request.intent!r}")
+    return min(live, key=lambda arm: (arm.depth or 0, arm.lane or "")).lane or ""
+
+
+async def believed(db: Database, tenant: str, arms: list[Arm]) -> list[dict[str, Any]]:
+    """Lanes, and what else the tenant's outcomes tell of, with the state of their breakers and how runs went."""
+    mind = sense.minds_of(db).of(tenant)
+    async with mind.lock:
+        sensed = await mind.sense(db, tenant, None)
+        listed = {arm.key for arm in arms}
+        others = [sense.arm_of(key) for key in mind.beliefs.arms() if key not in listed]
+        return [lane_state(arm) | mind.about(arm, sensed.now_ms) for arm in [*arms, *others]]
+
+
+def lane_state(arm: Arm) -> dict[str, Any]:
+    """What can be said of an arm without a tenant."""
+    service, role, shard = arm.lane.split("/") if arm.lane else (None, None, None)
+    return {
+        "agent_id": arm.agent_id, "version": arm.version, "model": arm.model, "lane": arm.lane, "service": service,
+        "role": role, "shard": None if shard is None else int(shard), "holders": arm.holders, "depth": arm.depth,
+        "excluded_by": arm.excluded_by,
+    }  # fmt: skip

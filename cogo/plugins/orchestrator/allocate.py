@@ -1,0 +1,145 @@
+"""Allocate: filter, score, weigh, draw. Pure: the same inputs, beliefs and seed give the same choice."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from cogo import errors
+
+from . import policies, scorers
+from .model import Arm, Choice, Forecast, Inputs, Scored
+from .update import Beliefs
+
+UPPER_SD: Final = 3.0
+"""What a run may cost at most, in standard deviations, is held against the budget that is left."""
+BROKEN: Final = "breaker: open"
+NINE_TENTHS: Final = 1.645
+
+
+def drawn(decision_id: int, policy_version: str) -> float:
+    """A number in [0, 1) that only the decision and its policy determine."""
+    digest = hashlib.blake2b(f"{decision_id}/{policy_version}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2.0**53
+
+
+def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
+    """The arm, with every candidate's scores. Raises NoFeasibleArm, BudgetRefused."""
+    forecasts = beliefs.foretell(inputs.task, [(arm.key, arm.depth) for arm in inputs.arms])
+    scored = [
+        _scored(inputs, beliefs, arm, forecast) for arm, forecast in zip(inputs.arms, forecasts, strict=True)
+    ]
+    scored = _filtered(inputs, scored)
+    feasible = [i for i, score in enumerate(scored) if score.excluded_by is None]
+    p = np.zeros(len(scored))
+    p[feasible] = _probabilities(inputs, beliefs, [scored[i] for i in feasible])
+    index = _draw(p, seed)
+    scored = [msgspec.structs.replace(score, p=float(p[i])) for i, score in enumerate(scored)]
+    best = max(feasible, key=lambda i: scored[i].utility)
+    return Choice(
+        index=index, scores=scored, propensity=float(p[index]), explored=index != best,
+        reason=_reason(inputs, scored, index, best), forecasts=forecasts,
+    )  # fmt: skip
+
+
+def _scored(inputs: Inputs, beliefs: Beliefs, arm: Arm, forecast: Forecast) -> Scored:
+    objective, noise = inputs.objective, beliefs.noise()
+    found = scorers.expected(forecast, noise)
+    n = beliefs.evidence(arm.key)
+    health, quality = scorers.health(found, n), scorers.quality(found, n)
+    cost, miss = scorers.cost(found, arm, objective, n), scorers.slo_miss(found, noise, objective)
+    usd = found.mean[scorers.COST] * arm.price(objective)
+    a_dollar = objective.w_cost / objective.c_ref_usd + inputs.lambda_cost
+    utility = (
+        objective.w_quality * health.value * quality.value - a_dollar * usd - objective.w_slo * miss.value
+    )
+    usd_sd = math.sqrt(found.var[scorers.COST]) * arm.price(objective)
+    sd = scorers.utility_sd(found, noise, objective, a_dollar, arm.price(objective))
+    over = _over_budget(inputs, arm, usd, usd_sd, float(noise[scorers.COST]))
+    return Scored(
+        agent_id=arm.agent_id, version=arm.version, model=arm.model, lane=arm.lane, depth=arm.depth,
+        holders=arm.holders, health=health.value, quality=quality.value, cost=cost.value,
+        p_slo_miss=miss.value, cost_usd=usd, utility=utility, sd=sd,
+        ci=(utility - NINE_TENTHS * sd, utility + NINE_TENTHS * sd), evidence=n, p=0.0,
+        excluded_by=arm.excluded_by or _too_risky(inputs, health) or over,
+        reason=", ".join(score.reason for score in (health, quality, cost, miss)),
+    )  # fmt: skip
+
+
+def _over_budget(inputs: Inputs, arm: Arm, usd: float, usd_sd: float, noise: float) -> str | None:
+    if inputs.left_usd is None:
+        return None
+    upper = usd + UPPER_SD * math.hypot(usd_sd, math.sqrt(noise) * arm.price(inputs.objective))
+    if upper <= inputs.left_usd:
+        return None
+    return f"budget: may cost ${upper:.4g}, ${inputs.left_usd:.4g} are left"
+
+
+def _too_risky(inputs: Inputs, health: scorers.Score) -> str | None:
+    return policies.risk_floor(health.value, health.sd) if inputs.risk == "medium" else None
+
+
+def _filtered(inputs: Inputs, scored: list[Scored]) -> list[Scored]:
+    """Without what is broken, unless all is; with the one that is to be tried, without the others."""
+    live = [i for i, score in enumerate(scored) if score.excluded_by is None]
+    if not live:
+        why = "; ".join(f"{score.agent_id}: {score.excluded_by}" for score in scored)
+        if any((score.excluded_by or "").startswith("budget") for score in scored):
+            raise errors.BudgetRefused(
+                f"nothing that can take {inputs.task.intent!r} fits the budget ({why})"
+            )
+        raise errors.NoFeasibleArm(f"nothing can take {inputs.task.intent!r} now ({why})")
+    state = {i: inputs.breakers.get(inputs.arms[i].key) for i in live}
+    probe = next((i for i in live if state[i] == "probe"), None)
+    whole = [i for i in live if state[i] is None]
+    if probe is not None:
+        return [
+            score if i == probe else _without(score, "another arm is tried") for i, score in enumerate(scored)
+        ]
+    if not whole:  # every arm is broken: whichever is the likeliest, since nobody else can do it
+        return scored
+    return [_without(score, BROKEN) if state.get(i) else score for i, score in enumerate(scored)]
+
+
+def _without(score: Scored, why: str) -> Scored:
+    return msgspec.structs.replace(score, excluded_by=score.excluded_by or why)
+
+
+def _probabilities(inputs: Inputs, beliefs: Beliefs, feasible: list[Scored]) -> policies.Floats:
+    if len(feasible) == 1:
+        return np.ones(1)
+    means = np.array([score.utility for score in feasible])
+    p = policies.EXPLORE[inputs.policy](means, np.array([score.sd for score in feasible]))
+    if inputs.risk == "high":
+        return policies.epsilon_greedy(means, means)
+    exploration = inputs.exploration
+    if inputs.policy == "epsilon-greedy":
+        exploration = policies.annealed(exploration, 0.2, beliefs.n)
+    return policies.floored(p, exploration)
+
+
+def _draw(p: policies.Floats, seed: float) -> int:
+    """Where the seed falls among the summed probabilities; never on one that is zero."""
+    at = int(np.searchsorted(np.cumsum(p) / p.sum(), seed, side="right"))
+    return at if at < len(p) and p[at] > 0 else int(p.argmax())
+
+
+def _reason(inputs: Inputs, scored: list[Scored], index: int, best: int) -> str:
+    """A sentence or two that a person understands."""
+    chosen, feasible = scored[index], sum(score.excluded_by is None for score in scored)
+    name = chosen.lane or chosen.agent_id
+    if inputs.breakers.get(inputs.arms[index].key) == "probe":
+        return f"{name} is tried again for {inputs.task.intent!r} after its breaker opened"
+    if len(scored) == 1:
+        what = "the only candidate"
+    elif index == best:
+        what = f"the best of {feasible} that can take it ({len(scored)} known)"
+    else:
+        what = f"explored (p {chosen.p:.2g}); {scored[best].lane or scored[best].agent_id} is ahead by "
+        what += f"{scored[best].utility - chosen.utility:.2g}"
+    known = f"{chosen.evidence:.0f} runs" if chosen.evidence >= 0.5 else "nothing but its prior yet"
+    return f"{name} for {inputs.task.intent!r}: {what}; utility {chosen.utility:.2f} by {known} ({chosen.reason})"

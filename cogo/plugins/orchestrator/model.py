@@ -1,0 +1,178 @@
+"""What the phases hand to each other."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+RUN_TARGETS: Final = ("ok", "cost", "latency")
+TARGETS: Final = (*RUN_TARGETS, "quality")
+EXCUSED: Final = frozenset({"caller", "budget", "infra"})
+"""Classes of errors that aren't the arm's fault."""
+
+SEPARATOR: Final = "\x1f"
+"""Between the parts of an arm's key; no name has it."""
+
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a task is worth: w_quality * quality - w_cost * cost / c_ref_usd - w_slo * P(fails or takes longer than slo_ms)."""
+
+    w_quality: NotNegative = 0.5
+    w_cost: NotNegative = 0.25
+    w_slo: NotNegative = 0.25
+    c_ref_usd: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 0.01
+    slo_ms: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 10_000.0
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What is known of a task before it is done."""
+
+    intent: str
+    features: tuple[float, ...] = ()
+
+
+class Forecast(msgspec.Struct, frozen=True):
+    """What the models expect of an arm: [model][target], with models as in update, targets as in TARGETS.
+
+    `spreads` is the uncertainty of the mean in units of one outcome's variance; `shares` is how much each model counts.
+    """
+
+    means: list[list[float]]
+    spreads: list[list[float]]
+    shares: list[list[float]]
+
+
+class Past(msgspec.Struct, frozen=True, kw_only=True):
+    """An outcome, or the verdict on one, with what its decision knew."""
+
+    arm: str
+    task: Task
+    n: int
+    """Outcomes that were known when the decision was made."""
+    at_ms: int
+    ok: bool | None = None
+    """None: only a verdict."""
+    error_class: str | None = None
+    cost_usd: float | None = None
+    latency_ms: float | None = None
+    reward: float | None = None
+    weight: float = 1.0
+    price: float = 1.0
+    """USD that costs are measured in: the list price, or what the objective refers to."""
+    depth: int | None = None
+    forecast: Forecast | None = None
+    probe: bool = False
+
+    @property
+    def excused(self) -> bool:
+        return self.error_class in EXCUSED or (self.probe and self.ok is False)
+
+    def targets(self) -> npt.NDArray[np.float64]:
+        """Of TARGETS, nan for what isn't known. Where the caller reports no cost or latency, it is what was expected."""
+        usual = [0.95, 1.0, math.log(1_500), 0.0] if self.forecast is None else _mixed(self.forecast)
+        y = np.full(len(TARGETS), np.nan)
+        if self.ok is not None:
+            y[0] = float(self.ok)
+            y[1] = usual[1] if self.cost_usd is None else self.cost_usd / self.price
+            y[2] = usual[2] if self.latency_ms is None else math.log(max(self.latency_ms, 1.0))
+        if self.reward is not None:
+            y[3] = self.reward
+        return y
+
+
+def _mixed(forecast: Forecast) -> list[float]:
+    means, shares = np.array(forecast.means), np.array(forecast.shares)
+    found: list[float] = (means * shares).sum(0).tolist()
+    return found
+
+
+class Arm(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate, with what is known of it at the time of the decision."""
+
+    agent_id: str
+    version: str | None = None
+    model: str | None = None
+    list_price_usd: float | None = None
+    lane: str | None = None
+    """Where its work goes; None for an arm that the caller runs itself."""
+    depth: int | None = None
+    holders: int | None = None
+    excluded_by: str | None = None
+    timeout_ms: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What outcomes are learnt under."""
+        return SEPARATOR.join((self.agent_id, self.version or "", self.model or ""))
+
+    def price(self, objective: Objective) -> float:
+        """What its costs are measured in."""
+        return self.list_price_usd or objective.c_ref_usd
+
+
+class Record(msgspec.Struct, frozen=True):
+    """How an arm's runs went, those long ago for less; None while there are none."""
+
+    runs: float
+    success: float | None
+    reward: float | None
+    latency_ms: float | None
+
+
+class Scored(msgspec.Struct, frozen=True, kw_only=True):
+    """A candidate with all that speaks for and against it. Scores are in 0..1, `utility` is the objective's."""
+
+    agent_id: str
+    version: str | None
+    model: str | None
+    lane: str | None
+    depth: int | None
+    holders: int | None
+    health: float
+    quality: float
+    cost: float
+    p_slo_miss: float
+    cost_usd: float
+    """Expected of one run."""
+    utility: float
+    sd: float
+    """Of the utility's mean, as the policy weighs it."""
+    ci: tuple[float, float]
+    evidence: float
+    p: float
+    excluded_by: str | None = None
+    reason: str = ""
+
+
+class Inputs(msgspec.Struct, frozen=True, kw_only=True):
+    """What a choice depends on beside the outcomes: written down with each decision, so that it can be made again."""
+
+    task: Task
+    objective: Objective
+    arms: list[Arm]
+    lambda_cost: float = 0.0
+    """What a dollar costs more than its price, so that the tenant's budget lasts."""
+    left_usd: float | None = None
+    """Of the tenant's budget; None: no budget."""
+    breakers: dict[str, str] = {}
+    """Arms whose breaker isn't closed: `open`, or `probe` where this task shall try it."""
+    policy: str = "thompson"
+    exploration: float = 0.02
+    risk: str = "low"
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """What Allocate came to."""
+
+    index: int
+    scores: list[Scored]
+    propensity: float
+    explored: bool
+    reason: str
+    forecasts: list[Forecast]

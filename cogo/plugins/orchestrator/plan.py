@@ -1,0 +1,71 @@
+"""Plan: what a request needs, before anybody is chosen for it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from cogo import Assignment, Budget
+
+from .model import Arm, Objective, Task
+
+Risk = Literal["low", "medium", "high"]
+TTL_MS: Final = 60_000
+"""Time to live of a request, unless its lane's own timeout is longer."""
+BUDGET: Final = Budget(maxCostUsd=0.10, maxTokens=200_000)
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+FEATURES_MAX: Final = 64
+ARMS_MAX: Final = 64
+
+
+class Inline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A candidate that the caller describes, instead of the lanes that answer the intent."""
+
+    agent_id: Label
+    version: Label | None = None
+    model: Label | None = None
+    list_price_usd: Annotated[float, msgspec.Meta(ge=0, le=1e6)] | None = None
+    """USD of a usual task; what is really paid is learnt from outcomes."""
+    queue_depth: Annotated[int, msgspec.Meta(ge=0, le=10**9)] | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be decided."""
+
+    tenant: str
+    intent: str
+    payload: dict[str, Any] = {}
+    features: tuple[float, ...] = ()
+    model: str | None = None
+    candidates: tuple[Inline, ...] = ()
+    objective: Objective = Objective()
+    risk: Risk = "low"
+    budget: Budget = BUDGET
+    ttl_ms: int | None = None
+    """None: TTL_MS, or the run time that the lane allows one attempt if that is longer."""
+    now_ms: int | None = None
+    """The caller's clock, in simulations."""
+
+    @property
+    def task(self) -> Task:
+        return Task(self.intent, self.features)
+
+    def inline(self) -> list[Arm]:
+        """The caller's candidates as arms."""
+        return [
+            Arm(
+                agent_id=one.agent_id, version=one.version, model=one.model or self.model,
+                list_price_usd=one.list_price_usd, depth=one.queue_depth,
+            )
+            for one in self.candidates
+        ]  # fmt: skip
+
+
+def assignment(request: Request, arm: Arm, *, max_cost_usd: float | None) -> Assignment:
+    """What binds whoever does the work."""
+    budget = msgspec.structs.replace(request.budget, maxCostUsd=max_cost_usd)
+    return Assignment(
+        agent_id=arm.agent_id, version=arm.version, model=arm.model, budget=budget,
+        ttl_ms=request.ttl_ms or max(TTL_MS, arm.timeout_ms or 0),
+    )  # fmt: skip

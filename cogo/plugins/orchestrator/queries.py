@@ -1,0 +1,132 @@
+"""Every SQL statement of the orchestrator."""
+
+from __future__ import annotations
+
+LANES = """
+SELECT l.service, l.role, s.shard, l.intents, l.timeout_ms, l.paused_at IS NOT NULL AS paused,
+       (SELECT count(*) FROM cogo.bus_holders h WHERE h.lease_until > cogo.now()
+          AND (l.service || '/' || l.role || '/' || s.shard) = ANY (h.lanes)) AS holders,
+       (SELECT count(*) FROM (SELECT 1 FROM public.agent_messages m
+          WHERE m.service = l.service AND m.role = l.role AND m.shard = s.shard
+            AND m.status = 'queued' AND m.retry_at IS NULL LIMIT 1001) q) AS depth
+FROM cogo.bus_lanes l CROSS JOIN LATERAL (
+  SELECT DISTINCT split_part(lane, '/', 3)::integer AS shard
+  FROM cogo.bus_holders h CROSS JOIN unnest(h.lanes) AS lane
+  WHERE h.lease_until > cogo.now() AND lane LIKE l.service || '/' || l.role || '/%%'
+  UNION SELECT 0
+) s
+WHERE %(intent)s::text IS NULL OR %(intent)s = ANY (l.intents)
+ORDER BY l.service, l.role, s.shard
+"""
+INTENTS = "SELECT DISTINCT unnest(intents) AS intent FROM cogo.bus_lanes ORDER BY 1"
+
+# In one snapshot: which outcomes are new to who read in the snapshot `seen`, the tenant's budget, the time, an id.
+# `xact` bounds what the index is asked for; `after` keeps rows that a dump brought from another cluster, whose
+# transaction numbers mean nothing here, from being taken for new ones.
+_SENSE = """
+WITH this AS MATERIALIZED (
+  SELECT pg_current_snapshot() AS seen, coalesce(to_timestamp(%(now_ms)s::float8 / 1000), cogo.now()) AS now,
+    nextval(pg_get_serial_sequence('cogo.decisions', 'id')) AS decision_id)
+SELECT this.seen::text, (extract(epoch FROM this.now) * 1000)::bigint AS now_ms, this.decision_id,
+  b.limit_usd::float8, b.expected_tasks, b.lambda_cost,
+  (extract(epoch FROM b.window_at + b.window_s * interval '1 s' - this.now) * 1000)::bigint AS window_left_ms,
+  b.window_s * 1000 AS window_ms, b.spent_usd::float8, b.reserved_usd::float8, b.tasks, o.*
+FROM this LEFT JOIN cogo.budgets b ON b.tenant = %(tenant)s
+LEFT JOIN LATERAL ({new}) o ON true
+"""
+_OUTCOME = """
+SELECT x.id, x.source, x.ok, x.error_class, x.cost_usd::float8 AS cost_usd, x.latency_ms, x.reward, x.weight,
+  (extract(epoch FROM x.at) * 1000)::bigint AS at_ms, x.past::text AS past
+FROM cogo.outcomes x WHERE x.tenant = %(tenant)s
+"""
+SENSE_FIRST = _SENSE.format(new=_OUTCOME + " ORDER BY x.id DESC LIMIT %(limit)s")
+SENSE_NEW = _SENSE.format(
+    new=_OUTCOME
+    + """ AND x.xact >= pg_snapshot_xmin(%(seen)s::pg_snapshot) AND x.id > %(after)s
+  AND NOT pg_visible_in_snapshot(x.xact, %(seen)s::pg_snapshot) ORDER BY x.id"""
+)
+
+RECORD = """
+INSERT INTO cogo.decisions (id, tenant, message_id, trace_id, intent, lane, arm, assignment, candidates, reason,
+  policy_version, chosen, propensity, explored, seed, inputs, past, known, seen)
+OVERRIDING SYSTEM VALUE
+VALUES (%(id)s, %(tenant)s, %(message_id)s, %(trace_id)s, %(intent)s, %(lane)s, %(arm)s::jsonb, %(assignment)s::jsonb,
+  %(candidates)s::jsonb, %(reason)s, %(policy_version)s, %(chosen)s, %(propensity)s, %(explored)s, %(seed)s,
+  %(inputs)s::jsonb, %(past)s::jsonb, %(known)s, %(seen)s::pg_snapshot)
+"""
+COUNT_TASK = """
+UPDATE cogo.budgets b SET
+  tasks = CASE WHEN w.over THEN 1 ELSE b.tasks + 1 END, spent_usd = CASE WHEN w.over THEN 0 ELSE b.spent_usd END,
+  window_at = CASE WHEN w.over THEN w.now ELSE b.window_at END, lambda_cost = %(lambda_cost)s
+FROM (SELECT to_timestamp(%(now_ms)s::float8 / 1000) AS now, c.tenant, c.window_at IS NULL
+        OR c.window_at + c.window_s * interval '1 s' <= to_timestamp(%(now_ms)s::float8 / 1000) AS over
+      FROM cogo.budgets c WHERE c.tenant = %(tenant)s FOR UPDATE) w
+WHERE b.tenant = w.tenant
+"""
+RESERVE = "SELECT cogo.reserve(%(tenant)s, %(least)s::numeric, %(most)s::numeric)::float8 AS granted"
+HOLD = """
+INSERT INTO cogo.budget_holds (root_id, tenant, max_cost_usd, max_tokens, reserved_usd)
+VALUES (%(root)s, %(tenant)s, %(cost)s::numeric, %(tokens)s, %(reserved)s::numeric) ON CONFLICT (root_id) DO NOTHING
+"""
+HAS_BUDGET = "SELECT EXISTS (SELECT FROM cogo.budgets WHERE tenant = %s) AS found"
+
+EVENT = """
+INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
+VALUES (%s, %s, %s, %s, 'orchestrator', 'execute', 0, %s, %s)
+"""
+ATTACH = "UPDATE cogo.decisions SET message_id = %s WHERE id = %s"
+EARLIER = """
+SELECT m.id, m.payload ->> 'request_digest' AS digest, d.id AS decision_id, d.lane, d.reason, d.policy_version,
+  d.arm::text AS arm, d.assignment::text AS assignment, d.candidates::text AS candidates, d.propensity, d.explored,
+  d.seed, d.known
+FROM public.agent_messages m
+LEFT JOIN cogo.decisions d ON d.message_id = m.id
+WHERE m.tenant = %s AND m.idempotency_key = %s
+"""
+DECISION = """
+SELECT d.id, d.created_at, d.tenant, d.message_id, d.trace_id, d.intent, d.lane, d.arm::text AS arm,
+  d.assignment::text AS assignment, d.candidates::text AS candidates, d.reason, d.policy_version, d.chosen,
+  d.propensity, d.explored, d.seed, d.known, d.inputs::text AS inputs, d.past::text AS past, d.seen::text AS seen
+FROM cogo.decisions d WHERE d.id = %(id)s AND (%(tenants)s::text[] IS NULL OR d.tenant = ANY (%(tenants)s))
+"""
+OUTCOMES_OF = """
+SELECT id, source, attempt, ok, error_class, cost_usd::float8 AS cost_usd, latency_ms, reward, weight, comment, at
+FROM cogo.outcomes WHERE decision_id = %s ORDER BY id LIMIT 100
+"""
+
+# A run and a verdict are rows of their own; each comes once. The cost of a run without a hold is spent now.
+FEEDBACK = """
+WITH d AS (
+  SELECT d.id, d.tenant, d.past, d.created_at < cogo.now() - interval '30 days' AS old, d.message_id,
+    coalesce(to_timestamp(%(now_ms)s::float8 / 1000), cogo.now()) AS now
+  FROM cogo.decisions d WHERE d.id = %(decision)s AND (%(tenants)s::text[] IS NULL OR d.tenant = ANY (%(tenants)s))
+), run AS (
+  INSERT INTO cogo.outcomes (tenant, decision_id, attempt, source, past, ok, error_class, cost_usd, latency_ms, at)
+  SELECT d.tenant, d.id, %(attempt)s::integer, 'run', d.past, %(ok)s::boolean, %(error_class)s::text, %(cost_usd)s::numeric, %(latency_ms)s::float8, d.now
+  FROM d WHERE NOT d.old AND d.past IS NOT NULL AND %(ok)s::boolean IS NOT NULL
+  ON CONFLICT DO NOTHING RETURNING cost_usd
+), verdict AS (
+  INSERT INTO cogo.outcomes (tenant, decision_id, attempt, source, key, past, reward, weight, comment, at)
+  SELECT d.tenant, d.id, %(attempt)s::integer, %(source)s::text, %(key)s::text, d.past, %(reward)s::float8, %(weight)s::float8, %(comment)s::text, d.now
+  FROM d WHERE NOT d.old AND d.past IS NOT NULL AND %(reward)s::float8 IS NOT NULL
+  ON CONFLICT DO NOTHING RETURNING id
+), spent AS (
+  UPDATE cogo.budgets b SET spent_usd = b.spent_usd + run.cost_usd
+  FROM d, run WHERE b.tenant = d.tenant AND d.message_id IS NULL AND run.cost_usd > 0
+)
+SELECT d.id, d.old, d.past IS NOT NULL AS learnt, EXISTS (SELECT FROM run) AS run, EXISTS (SELECT FROM verdict) AS verdict
+FROM d
+"""
+
+PUT_BUDGET = """
+INSERT INTO cogo.budgets AS b (tenant, limit_usd, window_s, expected_tasks)
+VALUES (%(tenant)s, %(limit_usd)s::numeric, %(window_s)s, %(expected_tasks)s)
+ON CONFLICT (tenant) DO UPDATE SET limit_usd = excluded.limit_usd, window_s = excluded.window_s,
+  expected_tasks = excluded.expected_tasks
+RETURNING tenant, limit_usd::float8, window_s, window_at, spent_usd::float8, reserved_usd::float8, expected_tasks, tasks,
+  lambda_cost
+"""
+BUDGETS = """
+SELECT tenant, limit_usd::float8, window_s, window_at, spent_usd::float8, reserved_usd::float8, expected_tasks, tasks, lambda_cost
+FROM cogo.budgets WHERE %(tenants)s::text[] IS NULL OR tenant = ANY (%(tenants)s) ORDER BY tenant LIMIT 1000
+"""

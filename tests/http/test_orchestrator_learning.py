@@ -1,0 +1,162 @@
+"""Proves that the orchestrator learns from feedback, counts none twice, keeps to budgets, and explains itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import pytest
+from http_hands import Served
+
+DECIDE, FEEDBACK = "/api/orchestrator/decide", "/api/orchestrator/feedback"
+ARMS = [{"agent_id": name, "list_price_usd": 0.001} for name in ("good", "bad")]
+ASK = {"tenant": "acme", "intent": "write", "candidates": ARMS, "features": [0.5, -1.0]}
+
+
+@pytest.fixture
+async def brained(serve: Any) -> Served:
+    served: Served = await serve(["orchestrator"])
+    return served
+
+
+async def decided(client: httpx.AsyncClient, **changes: Any) -> dict[str, Any]:
+    answer = await client.post(DECIDE, json=ASK | changes)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    assert sum(score["p"] for score in found["scores"]) == pytest.approx(1)
+    assert found["propensity"] > 0
+    return found
+
+
+async def told(client: httpx.AsyncClient, decision: dict[str, Any], **about: Any) -> dict[str, Any]:
+    answer = await client.post(FEEDBACK, json={"decision_id": decision["decision_id"], **about})
+    assert answer.status_code == 202, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+async def learn(client: httpx.AsyncClient, n: int) -> dict[str, int]:
+    chosen = {"good": 0, "bad": 0}
+    for _ in range(n):
+        found = await decided(client)
+        arm = found["arm"]["agent_id"]
+        chosen[arm] += 1
+        await told(
+            client, found, ok=True, reward=0.9 if arm == "good" else 0.2, cost_usd=0.001, latency_ms=300
+        )
+    return chosen
+
+
+async def test_the_better_arm_gets_the_work(brained: Served) -> None:
+    async with brained.as_("operator", "acme") as client:
+        await learn(client, 40)
+        chosen = await learn(client, 20)
+        assert chosen["good"] >= 17, chosen
+        found = await decided(client)
+        assert found["state_version"] == 120, "a run and a verdict of each decision"
+        by_name = {score["agent_id"]: score for score in found["scores"]}
+        assert by_name["good"]["quality"] > by_name["bad"]["quality"] + 0.15
+        arms = (await client.get("/api/orchestrator/state")).json()["arms"]
+        assert {arm["agent_id"]: arm["breaker"]["state"] for arm in arms} == {
+            "good": "closed",
+            "bad": "closed",
+        }
+
+
+async def test_another_tenant_learns_nothing_from_it(brained: Served) -> None:
+    async with brained.as_("operator", "acme", "other") as client:
+        await learn(client, 15)
+        found = await decided(client, tenant="other")
+        assert found["state_version"] == 0
+        assert {score["utility"] for score in found["scores"]} == {found["scores"][0]["utility"]}
+
+
+async def test_feedback_counts_once(brained: Served) -> None:
+    async with brained.as_("operator", "acme") as client:
+        found = await decided(client)
+        about = {"ok": True, "reward": 1.0, "source": "human"}
+        assert (await told(client, found, **about))["run"]
+        assert await told(client, found, **about) == {
+            "decision_id": found["decision_id"], "run": False, "verdict": False,
+        }  # fmt: skip
+        assert (await told(client, found, reward=0.0, source="judge"))["verdict"], (
+            "another source is another verdict"
+        )
+        assert (await decided(client))["state_version"] == 3
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"decision_id": 999_999, "ok": True}, 404),
+        ({"decision_id": 1}, 422),
+        ({"decision_id": 1, "cost_usd": 1.0}, 422),
+        ({"decision_id": 1, "ok": True, "reward": 1.5}, 422),
+        ({"decision_id": 1, "ok": True, "error_class": "callee"}, 422),
+        ({"decision_id": 1, "ok": True, "now_ms": 5}, 422),
+    ],
+)
+async def test_feedback_that_makes_no_sense_is_refused(
+    brained: Served, body: dict[str, Any], status: int
+) -> None:
+    async with brained.as_("operator", "acme") as client:
+        assert (await client.post(FEEDBACK, json=body)).status_code == status
+
+
+async def test_another_tenants_decision_is_unknown(brained: Served) -> None:
+    async with brained.as_("operator", "acme") as client:
+        found = await decided(client)
+    async with brained.as_("operator", "other") as client:
+        id = found["decision_id"]
+        assert (await client.post(FEEDBACK, json={"decision_id": id, "ok": True})).status_code == 404
+        assert (await client.get(f"/api/orchestrator/decisions/{id}")).status_code == 404
+
+
+async def test_a_broken_arm_is_left_alone_at_once(brained: Served) -> None:
+    async with brained.as_("operator", "acme") as client:
+        await learn(client, 20)
+        to_good = 0
+        for _ in range(30):
+            found = await decided(client)
+            arm = found["arm"]["agent_id"]
+            to_good += arm == "good"
+            await told(client, found, ok=arm != "good", cost_usd=0.001, latency_ms=300)
+        assert to_good <= 6, "four failures open its breaker"
+        found = await decided(client)
+        assert {s["agent_id"]: s["excluded_by"] for s in found["scores"]}["good"] == "breaker: open"
+
+
+async def test_a_budget_is_kept(brained: Served) -> None:
+    async with brained.as_("operator", "acme") as client:
+        budget = {"limit_usd": 0.02, "window_s": 3600, "expected_tasks": 100}
+        assert (await client.put("/api/orchestrator/budgets/acme", json=budget)).status_code == 200
+        spent, refused = 0.0, 0
+        for _ in range(40):
+            answer = await client.post(DECIDE, json=ASK)
+            if answer.status_code == 402:
+                assert answer.json()["code"] == "budget_refused"
+                refused += 1
+                continue
+            await told(client, answer.json(), ok=True, reward=0.9, cost_usd=0.001)
+            spent += 0.001
+        assert refused > 0
+        assert 0.01 < spent <= 0.02
+        (left,) = (await client.get("/api/orchestrator/state")).json()["budgets"]
+        assert left["spent_usd"] == pytest.approx(spent)
+        assert (await client.put("/api/orchestrator/budgets/other", json=budget)).status_code == 403
+
+
+async def test_a_decision_explains_itself(brained: Served) -> None:
+    async with brained.as_("operator", "acme") as client:
+        await learn(client, 30)
+        found = await decided(client)
+        told_why = (await client.get(f"/api/orchestrator/decisions/{found['decision_id']}/explain")).json()
+        rows = {row["agent_id"]: row for row in told_why["candidates"]}
+        for row in rows.values():
+            assert sum(row["terms"].values()) == pytest.approx(row["utility"])
+        (flip,) = told_why["flips"]
+        assert flip["agent_id"] == "bad"
+        behind = rows["good"]["utility"] - rows["bad"]["utility"]
+        assert flip["behind"] == pytest.approx(behind)
+        assert flip["quality"] * 0.5 * rows["bad"]["health"] == pytest.approx(behind)
+        assert flip["cost_usd"] is None, "not even for nothing"
