@@ -102,3 +102,50 @@ async def test_work_waits_for_a_process_that_serves_it(dsn: str) -> None:
         await eventually_async(refused)
         async with process(dsn, [SHOUT]):
             assert (await runtime.bus.result(id, timeout_s=15)).value["said"] == "HI"
+
+
+async def test_the_end_of_a_request_is_an_outcome_of_its_decision(dsn: str) -> None:
+    """Nobody reports it: the root's end does. A caller's fault is told apart, and a budget is settled."""
+    async with process(dsn, ROLES, port=0) as runtime:
+        bus = runtime.bus
+        await bus.db.execute(
+            "INSERT INTO cogo.budgets (tenant, limit_usd, window_s) VALUES ('acme', 0.15, 3600)"
+        )
+        id = await bus.enqueue("orchestrator/decide@acme", request(word="hi"))
+        assert (await bus.result(id)).status == "done"
+        id = await bus.enqueue("orchestrator/decide@acme", request(word="hi", tokens=200_001))
+        assert (await bus.result(id)).status == "failed"
+        rows = await bus.db.fetch("SELECT source, ok, error_class, latency_ms FROM cogo.outcomes ORDER BY id")
+        assert [(row["source"], row["ok"], row["error_class"]) for row in rows] == [
+            ("run", True, None), ("run", False, "budget"),
+        ]  # fmt: skip
+        assert all(row["latency_ms"] > 0 for row in rows)
+        budget = await bus.db.fetch_one("SELECT reserved_usd::float8, tasks FROM cogo.budgets")
+        assert budget == {"reserved_usd": 0.0, "tasks": 2}
+
+
+async def test_many_callers_never_overdraw_a_budget(dsn: str) -> None:
+    """Each reserves $0.10 in the transaction that decides; of $0.25 the third gets what is left, the rest nothing."""
+    async with process(
+        dsn, ["orchestrator", SHOUT], port=0
+    ) as runtime:  # nobody executes: reservations stand
+        bus = runtime.bus
+        await bus.db.execute(
+            "INSERT INTO cogo.budgets (tenant, limit_usd, window_s) VALUES ('acme', 0.25, 3600)"
+        )
+        ids = [await bus.enqueue("orchestrator/decide@acme", request(word="hi")) for _ in range(12)]
+
+        async def decided() -> bool:
+            counts = await bus.db.fetch(
+                "SELECT status, count(*) AS n FROM public.agent_messages WHERE id = ANY (%s) GROUP BY 1",
+                (ids,),
+            )
+            return {row["status"]: row["n"] for row in counts} == {"waiting": 3, "failed": 9}
+
+        await eventually_async(decided)
+        reserved = await bus.db.fetch_value("SELECT reserved_usd::float8 FROM cogo.budgets")
+        assert reserved <= 0.25
+        errors = await bus.db.fetch(
+            "SELECT DISTINCT split_part(error, ':', 1) AS code FROM public.agent_messages WHERE error IS NOT NULL"
+        )
+        assert errors == [{"code": "budget_refused"}]
