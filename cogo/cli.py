@@ -38,6 +38,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "cogo.commands.kg:kg",
             "Look at the code graph: who imports, who calls, what breaks, reports and exports.",
         ),
+        "eval": (
+            "cogo.commands.evals:evals",
+            "Look at decisions afterwards: make them again and compare.",
+        ),
     },
     "Bus": {
         "send": ("cogo.commands.bus:send", "Put a message on the bus."),

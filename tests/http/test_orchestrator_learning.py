@@ -8,6 +8,8 @@ import httpx
 import pytest
 from http_hands import Served
 
+from cogo.plugins.orchestrator import replay
+
 DECIDE, FEEDBACK = "/api/orchestrator/decide", "/api/orchestrator/feedback"
 ARMS = [{"agent_id": name, "list_price_usd": 0.001} for name in ("good", "bad")]
 ASK = {"tenant": "acme", "intent": "write", "candidates": ARMS, "features": [0.5, -1.0]}
@@ -160,3 +162,21 @@ async def test_a_decision_explains_itself(brained: Served) -> None:
         assert flip["behind"] == pytest.approx(behind)
         assert flip["quality"] * 0.5 * rows["bad"]["health"] == pytest.approx(behind)
         assert flip["cost_usd"] is None, "not even for nothing"
+
+
+async def test_every_decision_can_be_made_again(brained: Served) -> None:
+    """Out of what each knew, also when outcomes come late and not in order; one that was tampered with is found."""
+    db = brained.runtime.db
+    waiting: list[dict[str, Any]] = []
+    async with brained.as_("operator", "acme") as client:
+        for n in range(120):
+            waiting.append(await decided(client, features=[n % 3 - 1.0, n % 5 / 2]))
+            if n % 3 == 2:
+                late = waiting.pop(n % len(waiting))
+                await told(client, late, ok=n % 11 != 0, reward=0.5 + n % 2 / 4, cost_usd=0.001 * (1 + n % 4))
+    found = await replay.replay(db, "acme", 1_000)
+    assert (found.decisions, found.equal, found.different) == (120, 120, [])
+    await db.execute(
+        "UPDATE cogo.outcomes SET reward = 0 WHERE id = (SELECT min(id) FROM cogo.outcomes WHERE reward > 0)"
+    )
+    assert len((await replay.replay(db, "acme", 1_000)).different) > 10

@@ -130,3 +130,9 @@ BUDGETS = """
 SELECT tenant, limit_usd::float8, window_s, window_at, spent_usd::float8, reserved_usd::float8, expected_tasks, tasks, lambda_cost
 FROM cogo.budgets WHERE %(tenants)s::text[] IS NULL OR tenant = ANY (%(tenants)s) ORDER BY tenant LIMIT 1000
 """
+
+LOGGED = """
+SELECT id, known, chosen, policy_version, seen::text AS seen, inputs::text AS inputs, candidates::text AS candidates
+FROM cogo.decisions WHERE tenant = %(tenant)s AND inputs IS NOT NULL ORDER BY id DESC LIMIT %(limit)s
+"""
+LEARNT = _OUTCOME.replace("SELECT x.id,", "SELECT x.xact::text::bigint AS xact, x.id,", 1) + " ORDER BY x.id"
