@@ -6,7 +6,7 @@ BIN := .venv/bin
 SYNCED := .venv/.synced
 ARGS ?=
 
-.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus bench-kg bench-retrieval chaos clean
+.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus bench-kg bench-retrieval bench-routing chaos clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-bus: $(SYNCED) ## Every gate of the bus beside its peers, which it install
 
 bench-kg: $(SYNCED) ## The graph beside grimp and madge, which it fetches (5 minutes)
 	@$(BIN)/python benchmarks/kg/run.py $(ARGS)
+
+bench-routing: $(SYNCED) ## The orchestrator's choices in ten worlds, through its HTTP API (20 minutes)
+	@$(BIN)/python benchmarks/routing/run.py $(ARGS)
 
 bench-retrieval: $(SYNCED) ## The search beside its peers, and the embedding beside bare onnxruntime; needs `cogo models install`
 	@$(BIN)/python benchmarks/retrieval/run.py $(ARGS)
