@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio
 import httpx
 import pytest
+from hands import Hand
 from http_hands import Served
 
 from cogo.plugins.orchestrator import replay
@@ -180,3 +182,35 @@ async def test_every_decision_can_be_made_again(brained: Served) -> None:
         "UPDATE cogo.outcomes SET reward = 0 WHERE id = (SELECT min(id) FROM cogo.outcomes WHERE reward > 0)"
     )
     assert len((await replay.replay(db, "acme", 1_000)).different) > 10
+
+
+async def test_fifty_callers_of_two_processes_share_one_budget(serve: Any) -> None:
+    """What is reserved never exceeds the limit, no decision is made twice, and who is refused is told so."""
+    first, second = await serve(["orchestrator"]), await serve(["orchestrator"])
+    db = first.runtime.db
+    await db.execute(
+        "INSERT INTO cogo.bus_lanes (service, role, intents) VALUES ('gateway', 'chat', '{chat}')"
+    )
+    await Hand(first.runtime.bus).register("gateway/chat/0")
+    answers: list[httpx.Response] = []
+    async with first.as_("operator", "acme") as one, second.as_("operator", "acme") as other:
+        budget = {"limit_usd": 1.0, "window_s": 3600}
+        assert (await one.put("/api/orchestrator/budgets/acme", json=budget)).status_code == 200
+
+        async def ask(n: int) -> None:
+            body = {"tenant": "acme", "intent": "chat", "idempotency_key": f"k{n // 2}"}
+            answers.append(
+                await (one if n % 2 else other).post("/api/orchestrator/decide-enqueue", json=body)
+            )
+
+        async with anyio.create_task_group() as tasks:
+            for n in range(50):
+                tasks.start_soon(ask, n)
+    assert {answer.status_code for answer in answers} == {202, 402}
+    taken = [answer.json() for answer in answers if answer.status_code == 202]
+    assert len({found["decision_id"] for found in taken}) == 10
+    assert await db.fetch_value("SELECT reserved_usd::float8 FROM cogo.budgets") == pytest.approx(1.0)
+    assert await db.fetch_value("SELECT count(*) FROM cogo.decisions") == 10
+    assert await db.fetch_value("SELECT sum(reserved_usd)::float8 FROM cogo.budget_holds") == pytest.approx(
+        1.0
+    )
