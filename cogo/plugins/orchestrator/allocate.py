@@ -12,7 +12,7 @@ import numpy as np
 from cogo import errors
 
 from . import policies, scorers
-from .model import Arm, Choice, Forecast, Inputs, Scored
+from .model import Arm, Choice, Inputs, Scored
 from .update import Beliefs
 
 UPPER_SD: Final = 3.0
@@ -30,8 +30,10 @@ def drawn(decision_id: int, policy_version: str) -> float:
 def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     """The arm, with every candidate's scores. Raises NoFeasibleArm, BudgetRefused."""
     forecasts = beliefs.foretell(inputs.task, [(arm.key, arm.depth) for arm in inputs.arms])
+    noise = beliefs.noise()
     scored = [
-        _scored(inputs, beliefs, arm, forecast) for arm, forecast in zip(inputs.arms, forecasts, strict=True)
+        _scored(inputs, arm, found, noise, beliefs.evidence(arm.key))
+        for arm, found in zip(inputs.arms, scorers.expected(forecasts, noise), strict=True)
     ]
     scored = _filtered(inputs, scored)
     feasible = [i for i, score in enumerate(scored) if score.excluded_by is None]
@@ -46,10 +48,8 @@ def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     )  # fmt: skip
 
 
-def _scored(inputs: Inputs, beliefs: Beliefs, arm: Arm, forecast: Forecast) -> Scored:
-    objective, noise = inputs.objective, beliefs.noise()
-    found = scorers.expected(forecast, noise)
-    n = beliefs.evidence(arm.key)
+def _scored(inputs: Inputs, arm: Arm, found: scorers.Expected, noise: policies.Floats, n: float) -> Scored:
+    objective = inputs.objective
     health, quality = scorers.health(found, n), scorers.quality(found, n)
     cost, miss = scorers.cost(found, arm, objective, n), scorers.slo_miss(found, noise, objective)
     usd = found.mean[scorers.COST] * arm.price(objective)

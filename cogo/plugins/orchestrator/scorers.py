@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from .model import Arm, Forecast, Objective
 
 OK, COST, LATENCY, QUALITY = range(4)
+LOWEST, HIGHEST = np.array([0, 0, -np.inf, 0]), np.array([1, np.inf, np.inf, 1])
+"""What a forecast may mean; linear models know no bounds."""
 
 
 class Score(msgspec.Struct, frozen=True):
@@ -29,15 +32,16 @@ class Expected(msgspec.Struct, frozen=True):
     var: list[float]
 
 
-def expected(forecast: Forecast, noise: npt.NDArray[np.float64]) -> Expected:
-    """Mix the models: where they disagree, that is uncertainty, too."""
-    means, spreads, shares = (np.array(part) for part in (forecast.means, forecast.spreads, forecast.shares))
-    means[:, OK] = means[:, OK].clip(0, 1)
-    means[:, QUALITY] = means[:, QUALITY].clip(0, 1)
-    means[:, COST] = means[:, COST].clip(0)
-    mean = (shares * means).sum(0)
-    var = (shares * (noise * spreads + (means - mean) ** 2)).sum(0)
-    return Expected(mean.tolist(), var.tolist())
+def expected(forecasts: Sequence[Forecast], noise: npt.NDArray[np.float64]) -> list[Expected]:
+    """Mix the models of each arm: where they disagree, that is uncertainty, too."""
+    means, spreads, shares = (
+        np.array([getattr(forecast, part) for forecast in forecasts])
+        for part in ("means", "spreads", "shares")
+    )
+    means = means.clip(LOWEST, HIGHEST)
+    mean = (shares * means).sum(1)
+    var = (shares * (noise * spreads + (means - mean[:, None]) ** 2)).sum(1)
+    return [Expected(*both) for both in zip(mean.tolist(), var.tolist(), strict=True)]
 
 
 def health(found: Expected, evidence: float) -> Score:
