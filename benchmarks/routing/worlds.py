@@ -349,7 +349,7 @@ def graded(wheel: Path) -> list[dict[str, Any]]:
     """The graded prompts in a wheel of `paretobandit`."""
     with zipfile.ZipFile(wheel) as archive:
         text = archive.read("pareto_bandit/data/examples/val.jsonl").decode()
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in text.split("\n") if line]  # prompts hold other line ends
 
 
 WORLDS: dict[str, Callable[..., World]] = {
