@@ -39,7 +39,7 @@ async def _repo_id(request: Request[Any, Any, Any], repo: str, tenant: str | Non
 
 
 def _listed(repo: str, name: str, verb: str, rows: graph.Rows) -> dict[str, Any]:
-    """`truncated` says that there are more rows than an answer holds."""
+    """`truncated`: as many rows as an answer holds; there may be more."""
     return {"repo": repo, "name": name, verb: rows, "truncated": len(rows) >= graph.LIMIT}
 
 
