@@ -9,10 +9,12 @@ $$;
 
 -- Take up to p_most out of a tenant's budget, p_least at the least; NULL: there isn't as much left. Without a
 -- budget everything is granted. The row's lock makes callers wait for each other, so none overdraws it.
-CREATE OR REPLACE FUNCTION cogo.reserve(p_tenant text, p_least numeric, p_most numeric) RETURNS numeric
+CREATE OR REPLACE FUNCTION cogo.reserve(p_tenant text, p_now timestamptz, p_least numeric, p_most numeric)
+RETURNS numeric
 LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
 DECLARE v_left numeric;
 BEGIN
+  PERFORM cogo.roll_budget(p_tenant, p_now);
   SELECT b.limit_usd - b.spent_usd - b.reserved_usd INTO v_left
   FROM cogo.budgets b WHERE b.tenant = p_tenant FOR UPDATE;
   IF NOT FOUND THEN RETURN p_most; END IF;
@@ -20,6 +22,14 @@ BEGIN
   v_left := least(v_left, p_most);
   UPDATE cogo.budgets b SET reserved_usd = b.reserved_usd + v_left WHERE b.tenant = p_tenant;
   RETURN v_left;
+END $$;
+
+-- A task was decided within the window, at this price of a dollar.
+CREATE OR REPLACE FUNCTION cogo.count_task(p_tenant text, p_now timestamptz, p_lambda double precision) RETURNS void
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' AS $$
+BEGIN
+  PERFORM cogo.roll_budget(p_tenant, p_now);
+  UPDATE cogo.budgets b SET tasks = b.tasks + 1, lambda_cost = p_lambda WHERE b.tenant = p_tenant;
 END $$;
 
 -- What an error says about whose fault it was.

@@ -149,3 +149,19 @@ async def test_many_callers_never_overdraw_a_budget(dsn: str) -> None:
             "SELECT DISTINCT split_part(error, ':', 1) AS code FROM public.agent_messages WHERE error IS NOT NULL"
         )
         assert errors == [{"code": "budget_refused"}]
+
+
+async def test_a_window_that_has_passed_is_a_new_one(dsn: str) -> None:
+    """What was spent in it no longer counts, also for who reserves before anything else."""
+    async with process(dsn, ROLES, port=0) as runtime:
+        bus = runtime.bus
+        await bus.db.execute(
+            "INSERT INTO cogo.budgets (tenant, limit_usd, window_s, window_at, spent_usd, tasks)"
+            " VALUES ('acme', 1, 60, now() - interval '2 minutes', 1, 9)"
+        )
+        id = await bus.enqueue("orchestrator/decide@acme", request(word="hi"))
+        assert (await bus.result(id)).status == "done"
+        budget = await bus.db.fetch_one(
+            "SELECT spent_usd::float8, reserved_usd::float8, tasks FROM cogo.budgets"
+        )
+        assert budget == {"spent_usd": 0.0, "reserved_usd": 0.0, "tasks": 1}

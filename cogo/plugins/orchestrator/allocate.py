@@ -53,12 +53,13 @@ def _scored(inputs: Inputs, arm: Arm, found: scorers.Expected, noise: policies.F
     health, quality = scorers.health(found, n), scorers.quality(found, n)
     cost, miss = scorers.cost(found, arm, objective, n), scorers.slo_miss(found, noise, objective)
     usd = found.mean[scorers.COST] * arm.price(objective)
-    a_dollar = objective.w_cost / objective.c_ref_usd + inputs.lambda_cost
     utility = (
-        objective.w_quality * health.value * quality.value - a_dollar * usd - objective.w_slo * miss.value
+        objective.w_quality * health.value * quality.value
+        - inputs.a_dollar * usd
+        - objective.w_slo * miss.value
     )
     usd_sd = math.sqrt(found.var[scorers.COST]) * arm.price(objective)
-    sd = scorers.utility_sd(found, noise, objective, a_dollar, arm.price(objective))
+    sd = scorers.utility_sd(found, noise, objective, inputs.a_dollar, arm.price(objective))
     over = _over_budget(inputs, arm, usd, usd_sd, float(noise[scorers.COST]))
     return Scored(
         agent_id=arm.agent_id, version=arm.version, model=arm.model, lane=arm.lane, depth=arm.depth,

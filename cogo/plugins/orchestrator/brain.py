@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -22,18 +22,12 @@ COST_MARGIN: Final = 1.5
 class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[plugins.orchestrator]`."""
 
-    explore: str = "thompson"
-    """How the best guess is weighed against what isn't known yet: thompson, inverse-gap or epsilon-greedy."""
-    exploration: float = EXPLORATION
-    """Share of tasks that is spread evenly over all that can take them, 0 to 1."""
+    explore: Literal["thompson", "inverse-gap", "epsilon-greedy"] = "thompson"
+    """How the best guess is weighed against what isn't known yet."""
+    exploration: Annotated[float, msgspec.Meta(ge=0, le=1)] = EXPLORATION
+    """Share of tasks that is spread evenly over all that can take them."""
     simulation: bool = False
     """Take the time of decisions and feedback from the caller (`now_ms`), so that days pass in seconds."""
-
-    def __post_init__(self) -> None:
-        if self.explore not in policies.EXPLORE:
-            raise ValueError(f"explore is one of {', '.join(policies.EXPLORE)}, not {self.explore!r}")
-        if not 0 <= self.exploration <= 1:
-            raise ValueError(f"exploration is a share between 0 and 1, not {self.exploration}")
 
     @property
     def version(self) -> str:
@@ -152,7 +146,12 @@ async def reserve(tx: Reader, request: Request, decision: Decision) -> tuple[Dec
     if not decision.has_budget:
         return decision, 0.0
     wanted = decision.inputs.left_usd or 0.0 if most is None else most
-    params = {"tenant": decision.tenant, "least": min(decision.least_usd, wanted), "most": wanted}
+    params = {
+        "tenant": decision.tenant,
+        "now_ms": decision.now_ms,
+        "least": min(decision.least_usd, wanted),
+        "most": wanted,
+    }
     granted = (await tx.fetch(queries.RESERVE, params))[0]["granted"]
     if granted is None:
         raise errors.BudgetRefused(
@@ -167,7 +166,7 @@ async def hold(tx: Reader, decision: Decision, root: int, reserved: float) -> No
     if decision.has_budget:
         budget = decision.assignment.budget
         await tx.fetch(
-            queries.HOLD + " RETURNING root_id",
+            queries.HOLD,
             {
                 "root": root, "tenant": decision.tenant, "cost": budget.maxCostUsd, "tokens": budget.maxTokens,
                 "reserved": reserved,
@@ -192,7 +191,7 @@ async def record(tx: Reader, decision: Decision, *, message_id: int | None, trac
             "now_ms": decision.now_ms,
             "lambda_cost": decision.inputs.lambda_cost,
         }
-        await tx.fetch(queries.COUNT_TASK + " RETURNING b.tenant", price)
+        await tx.fetch(queries.COUNT_TASK, price)
 
 
 async def intents(db: Reader) -> list[str]:

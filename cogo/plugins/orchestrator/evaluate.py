@@ -30,7 +30,6 @@ def flips(inputs: Inputs, scores: list[Scored]) -> list[Flip]:
     if not feasible:
         return []
     best = max(feasible, key=lambda score: score.utility)
-    a_dollar = inputs.objective.w_cost / inputs.objective.c_ref_usd + inputs.lambda_cost
     found = []
     for score in feasible:
         if score is best:
@@ -38,7 +37,7 @@ def flips(inputs: Inputs, scores: list[Scored]) -> list[Flip]:
         behind = best.utility - score.utility
         a_verdict = inputs.objective.w_quality * score.health
         quality = behind / a_verdict if a_verdict else None
-        usd = behind / a_dollar if a_dollar else None
+        usd = behind / inputs.a_dollar if inputs.a_dollar else None
         found.append(Flip(
             agent_id=score.agent_id, version=score.version, model=score.model, behind=behind,
             quality=quality if quality is not None and score.quality + quality <= 1 else None,
@@ -50,7 +49,6 @@ def flips(inputs: Inputs, scores: list[Scored]) -> list[Flip]:
 def explained(inputs: Inputs, scores: list[Scored], chosen: int, reason: str) -> dict[str, Any]:
     """Every candidate with every term of its utility, what excluded it, and what would have made it the best."""
     objective = inputs.objective
-    a_dollar = objective.w_cost / objective.c_ref_usd + inputs.lambda_cost
     rows = []
     for i, score in enumerate(scores):
         terms = {
@@ -62,7 +60,7 @@ def explained(inputs: Inputs, scores: list[Scored], chosen: int, reason: str) ->
         rows.append(msgspec.to_builtins(score) | {"chosen": i == chosen, "terms": terms})
     rows.sort(key=lambda row: (row["excluded_by"] is not None, -row["utility"]))
     return {
-        "reason": reason, "candidates": rows, "a_dollar_costs": a_dollar,
+        "reason": reason, "candidates": rows, "a_dollar_costs": inputs.a_dollar,
         "flips": msgspec.to_builtins(flips(inputs, scores)), "breakers": inputs.breakers,
         "budget_left_usd": inputs.left_usd, "objective": msgspec.to_builtins(objective),
     }  # fmt: skip

@@ -66,7 +66,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     price: float = 1.0
     """USD that costs are measured in: the list price, or what the objective refers to."""
     depth: int | None = None
-    forecast: Forecast | None = None
+    forecast: Forecast
     probe: bool = False
 
     @property
@@ -75,7 +75,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
 
     def targets(self) -> npt.NDArray[np.float64]:
         """Of TARGETS, nan for what isn't known. Where the caller reports no cost or latency, it is what was expected."""
-        usual = [0.95, 1.0, math.log(1_500), 0.0] if self.forecast is None else _mixed(self.forecast)
+        usual = (np.array(self.forecast.means) * self.forecast.shares).sum(0)
         y = np.full(len(TARGETS), np.nan)
         if self.ok is not None:
             y[0] = float(self.ok)
@@ -84,12 +84,6 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
         if self.reward is not None:
             y[3] = self.reward
         return y
-
-
-def _mixed(forecast: Forecast) -> list[float]:
-    means, shares = np.array(forecast.means), np.array(forecast.shares)
-    found: list[float] = (means * shares).sum(0).tolist()
-    return found
 
 
 class Arm(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +159,11 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "thompson"
     exploration: float = 0.02
     risk: str = "low"
+
+    @property
+    def a_dollar(self) -> float:
+        """Utility that a dollar costs."""
+        return self.objective.w_cost / self.objective.c_ref_usd + self.lambda_cost
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,27 +54,20 @@ VALUES (%(id)s, %(tenant)s, %(message_id)s, %(trace_id)s, %(intent)s, %(lane)s, 
   %(candidates)s::jsonb, %(reason)s, %(policy_version)s, %(chosen)s, %(propensity)s, %(explored)s, %(seed)s,
   %(inputs)s::jsonb, %(past)s::jsonb, %(known)s, %(seen)s::pg_snapshot)
 """
-COUNT_TASK = """
-UPDATE cogo.budgets b SET
-  tasks = CASE WHEN w.over THEN 1 ELSE b.tasks + 1 END, spent_usd = CASE WHEN w.over THEN 0 ELSE b.spent_usd END,
-  window_at = CASE WHEN w.over THEN w.now ELSE b.window_at END, lambda_cost = %(lambda_cost)s
-FROM (SELECT to_timestamp(%(now_ms)s::float8 / 1000) AS now, c.tenant, c.window_at IS NULL
-        OR c.window_at + c.window_s * interval '1 s' <= to_timestamp(%(now_ms)s::float8 / 1000) AS over
-      FROM cogo.budgets c WHERE c.tenant = %(tenant)s FOR UPDATE) w
-WHERE b.tenant = w.tenant
+COUNT_TASK = "SELECT cogo.count_task(%(tenant)s, to_timestamp(%(now_ms)s::float8 / 1000), %(lambda_cost)s)"
+RESERVE = """
+SELECT cogo.reserve(%(tenant)s, to_timestamp(%(now_ms)s::float8 / 1000), %(least)s::numeric, %(most)s::numeric)::float8 AS granted
 """
-RESERVE = "SELECT cogo.reserve(%(tenant)s, %(least)s::numeric, %(most)s::numeric)::float8 AS granted"
 HOLD = """
-INSERT INTO cogo.budget_holds (root_id, tenant, max_cost_usd, max_tokens, reserved_usd)
-VALUES (%(root)s, %(tenant)s, %(cost)s::numeric, %(tokens)s, %(reserved)s::numeric) ON CONFLICT (root_id) DO NOTHING
+INSERT INTO cogo.budget_holds AS h (root_id, tenant, max_cost_usd, max_tokens, reserved_usd)
+VALUES (%(root)s, %(tenant)s, %(cost)s::numeric, %(tokens)s, %(reserved)s::numeric)
+ON CONFLICT (root_id) DO UPDATE SET reserved_usd = h.reserved_usd + excluded.reserved_usd
+RETURNING root_id
 """
-HAS_BUDGET = "SELECT EXISTS (SELECT FROM cogo.budgets WHERE tenant = %s) AS found"
-
 EVENT = """
 INSERT INTO public.bus_events (kind, message_id, trace_id, tenant, service, role, shard, actor, detail)
 VALUES (%s, %s, %s, %s, 'orchestrator', 'execute', 0, %s, %s)
 """
-ATTACH = "UPDATE cogo.decisions SET message_id = %s WHERE id = %s"
 EARLIER = """
 SELECT m.id, m.payload ->> 'request_digest' AS digest, d.id AS decision_id, d.lane, d.reason, d.policy_version,
   d.arm::text AS arm, d.assignment::text AS assignment, d.candidates::text AS candidates, d.propensity, d.explored,

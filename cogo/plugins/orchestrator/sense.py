@@ -36,7 +36,6 @@ class Reader(Protocol):
 class BudgetLeft(msgspec.Struct, frozen=True):
     """A tenant's budget as it stands."""
 
-    limit_usd: float
     left_usd: float
     tasks_left: float | None
     """Expected within the window; None while nothing tells."""
@@ -132,7 +131,7 @@ def _budget(row: dict[str, Any]) -> BudgetLeft | None:
         passed = row["window_ms"] - left_ms
         tasks_left = tasks * left_ms / passed if tasks >= 20 and passed > 0 else None
     left = row["limit_usd"] - spent - row["reserved_usd"]
-    return BudgetLeft(row["limit_usd"], left, tasks_left, row["lambda_cost"])
+    return BudgetLeft(left, tasks_left, row["lambda_cost"])
 
 
 class Minds:
@@ -143,7 +142,8 @@ class Minds:
 
     def of(self, tenant: str) -> Mind:
         """What is known about the tenant; forgets whom nobody asked about the longest."""
-        mind = self._known.setdefault(tenant, Mind())
+        if (mind := self._known.get(tenant)) is None:
+            mind = self._known[tenant] = Mind()
         self._known.move_to_end(tenant)
         if len(self._known) > TENANTS_MAX:
             self._known.popitem(last=False)

@@ -163,8 +163,6 @@ class Beliefs:
         """How far the forecasts that the decision was made by were from what happened."""
         if past.ok is not None:
             self._evidence[past.arm] = self._evidence.get(past.arm, 0.0) + math.exp(age / MEMORY[0])
-        if past.forecast is None:
-            return
         known = ~np.isnan(y)
         means, spreads = np.array(past.forecast.means), np.array(past.forecast.spreads)
         error = np.where(known, means - y, 0.0) ** 2
