@@ -120,7 +120,8 @@ def _probabilities(inputs: Inputs, beliefs: Beliefs, feasible: list[Scored]) -> 
     exploration = inputs.exploration
     if inputs.policy == "epsilon-greedy":
         exploration = policies.annealed(exploration, 0.2, beliefs.n)
-    return policies.floored(p, exploration)
+    costs = np.array([score.cost_usd for score in feasible])
+    return policies.floored(p, exploration, policies.affordable(costs, inputs.usd_a_task))
 
 
 def _draw(p: policies.Floats, seed: float) -> int:

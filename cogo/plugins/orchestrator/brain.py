@@ -14,8 +14,8 @@ from .plan import Request
 from .sense import Mind, Reader, Sensed
 
 EXPLORATION: Final = 0.02
-PACED_TASKS: Final = 20
-"""Before so many tasks were seen, the budget's last price counts."""
+PACED_TASKS: Final = 2
+"""Before so many tasks were seen, the budget's last price counts: that is a process's first look at a tenant."""
 COST_MARGIN: Final = 1.5
 
 
@@ -92,14 +92,16 @@ def _inputs(
 ) -> Inputs:
     states = {arm.key: mind.state_of(arm, sensed.now_ms) for arm in arms}
     budget = sensed.budget
-    price = 0.0
+    price, usd_a_task = 0.0, None
     if budget is not None:
         price = budget.lambda_cost
-        if len(mind.recent) >= PACED_TASKS and budget.tasks_left:
-            price = policies.paced(list(mind.recent), budget.left_usd / budget.tasks_left)
+        if budget.tasks_left:
+            usd_a_task = max(budget.left_usd, 0.0) / budget.tasks_left
+            if len(mind.recent) >= PACED_TASKS:
+                price = policies.paced(list(mind.recent), usd_a_task)
     return Inputs(
         task=request.task, objective=request.objective, arms=arms, lambda_cost=price,
-        left_usd=None if budget is None else budget.left_usd,
+        left_usd=None if budget is None else budget.left_usd, usd_a_task=usd_a_task,
         breakers={key: "probe" if state == "half_open" else state for key, state in states.items() if state != "closed"},
         policy=settings.explore, exploration=settings.exploration, risk=request.risk,
     )  # fmt: skip

@@ -154,6 +154,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """What a dollar costs more than its price, so that the tenant's budget lasts."""
     left_usd: float | None = None
     """Of the tenant's budget; None: no budget."""
+    usd_a_task: float | None = None
+    """That lets the budget last; None: nothing tells."""
     breakers: dict[str, str] = {}
     """Arms whose breaker isn't closed: `open`, or `probe` where this task shall try it."""
     policy: str = "thompson"

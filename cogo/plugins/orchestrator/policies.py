@@ -21,6 +21,8 @@ REACH: Final = 5.0  # standard deviations
 GAMMA: Final = 200.0
 SURE_SD: Final = 1.2816
 """A lower bound that holds in nine of ten cases."""
+AFFORD_MIN: Final = 0.01
+"""Nothing that may be chosen has no chance at all."""
 FLOOR: Final = 0.8
 """Tasks of medium risk go to arms that succeed at least so often, with that certainty."""
 
@@ -65,9 +67,21 @@ EXPLORE: Final[dict[str, Callable[[Floats, Floats], Floats]]] = {
 }  # fmt: skip
 
 
-def floored(p: Floats, exploration: float) -> Floats:
-    """With a share of all tasks spread evenly, so that what other policies would have done can be told from the log."""
-    found: Floats = (1 - exploration) * p + exploration / len(p)
+def floored(p: Floats, exploration: float, afford: Floats) -> Floats:
+    """With a share of all tasks spread over all, so that what other policies would have done can be told from the log.
+
+    Evenly, as far as each can be afforded (0..1): under a budget the dearest arms would eat it by being explored.
+    """
+    share = exploration * afford / len(p)
+    found: Floats = (1 - share.sum()) * p + share
+    return found
+
+
+def affordable(costs: Floats, usd_a_task: float | None) -> Floats:
+    """What a task may cost on the mean, of what each costs, at most 1: so exploring costs no more than its share."""
+    if usd_a_task is None:
+        return np.ones(len(costs))
+    found: Floats = np.clip(usd_a_task / np.maximum(costs, 1e-12), AFFORD_MIN, 1)
     return found
 
 
