@@ -41,8 +41,10 @@ class Served(msgspec.Struct):
 
 
 @asynccontextmanager
-async def serving(dsn: str, home: Path, roles: list[Any], **changes: Any) -> AsyncIterator[Served]:
-    """`cogo.serve` with these roles, on a free port, in this test's own loop."""
+async def serving(
+    dsn: str, home: Path, roles: list[Any], *, plugins: dict[str, Any] | None = None, **changes: Any
+) -> AsyncIterator[Served]:
+    """`cogo.serve` with these roles and tables of plugins, on a free port, in this test's own loop."""
     stop, ready = anyio.Event(), anyio.Event()
     found: list[Runtime] = []
 
@@ -51,6 +53,7 @@ async def serving(dsn: str, home: Path, roles: list[Any], **changes: Any) -> Asy
         ready.set()
 
     loaded = fast_settings(data_dir=home, **({"port": 0} | changes))
+    loaded.settings.plugins.update(plugins or {})
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(partial(cogo.serve, roles=roles, dsn=dsn, loaded=loaded, stop=stop, ready=note))
         await ready.wait()

@@ -88,7 +88,13 @@ async def test_another_tenants_id_answers_like_an_unknown_one(whole: Served):
            VALUES ('acme', %s, 'do', 's3cr3t', 'p', %s, 0) RETURNING id""",
         (id, INPUTS),
     )
+    canary = await bus.db.fetch_value(
+        """INSERT INTO cogo.canaries (tenant, agent_id, base_version, canary_version, steps, changed_by)
+           VALUES ('acme', 's3cr3t', '1', '2', '{10}', 'x') RETURNING id"""
+    )
     known = {
+        "canary_id": str(canary),
+        "action": "pause",
         "message_id": str(id),
         "trace_id": trace,
         "digest": digest,
@@ -97,6 +103,7 @@ async def test_another_tenants_id_answers_like_an_unknown_one(whole: Served):
     }
     unknown = {
         "message_id": "999999", "trace_id": "f" * 32, "digest": "f" * 64, "decision_id": "999999",
+        "canary_id": "999999", "action": "pause",
     }  # fmt: skip
     checked = 0
     async with whole.as_("operator", "other") as stranger, whole.as_("operator", "acme") as owner:
@@ -114,7 +121,7 @@ async def test_another_tenants_id_answers_like_an_unknown_one(whole: Served):
             theirs, nobodys = [await stranger.request(method, address, json=body) for address in addresses]
             assert theirs.status_code == 404, path
             assert (theirs.status_code, theirs.content) == (nobodys.status_code, nobodys.content), path
-            if name not in ("follow", "requeue", "cancel"):
+            if name not in ("follow", "requeue", "cancel", "move_canary"):
                 real = await owner.get(addresses[0])
                 assert real.status_code in (200, 202), "the id that was tried is a real one"
             checked += 1

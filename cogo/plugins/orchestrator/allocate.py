@@ -12,7 +12,7 @@ import numpy as np
 from cogo import errors
 
 from . import policies, scorers
-from .model import Arm, Choice, Inputs, Scored
+from .model import Arm, Choice, Inputs, Scored, Tried
 from .update import Beliefs
 
 UPPER_SD: Final = 3.0
@@ -38,13 +38,21 @@ def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     scored = _filtered(inputs, scored)
     feasible = [i for i, score in enumerate(scored) if score.excluded_by is None]
     p = np.zeros(len(scored))
-    p[feasible] = _probabilities(inputs, beliefs, [scored[i] for i in feasible])
+    trials = [trial for trial in inputs.trials if {trial.base, trial.canary} <= set(feasible)]
+    on_trial = {trial.canary for trial in trials}
+    free = [i for i in feasible if i not in on_trial]
+    p[free] = _probabilities(inputs, beliefs, [scored[i] for i in free])
+    for trial in trials:
+        p[trial.canary] = p[trial.base] * trial.weight
+        p[trial.base] *= 1 - trial.weight
     index = _draw(p, seed)
     scored = [msgspec.structs.replace(score, p=float(p[i])) for i, score in enumerate(scored)]
-    best = max(feasible, key=lambda i: scored[i].utility)
+    best = max(free, key=lambda i: scored[i].utility)
     return Choice(
         index=index, scores=scored, propensity=float(p[index]), explored=index != best,
         reason=_reason(inputs, scored, index, best), forecasts=forecasts,
+        tried=next((Tried(trial.id, trial.run, index == trial.canary) for trial in trials
+                    if index in (trial.base, trial.canary)), None),
     )  # fmt: skip
 
 
@@ -94,6 +102,12 @@ def _filtered(inputs: Inputs, scored: list[Scored]) -> list[Scored]:
                 f"nothing that can take {inputs.task.intent!r} fits the budget ({why})"
             )
         raise errors.NoFeasibleArm(f"nothing can take {inputs.task.intent!r} now ({why})")
+    for trial in inputs.trials:
+        if trial.base not in live and trial.canary in live and len(live) > 1:
+            live.remove(trial.canary)
+            scored[trial.canary] = _without(
+                scored[trial.canary], f"canary {trial.id}: its base can't take it"
+            )
     state = {i: inputs.breakers.get(inputs.arms[i].key) for i in live}
     probe = next((i for i in live if state[i] == "probe"), None)
     whole = [i for i in live if state[i] is None]
@@ -138,6 +152,8 @@ def _reason(inputs: Inputs, scored: list[Scored], index: int, best: int) -> str:
         return f"{name} is tried again for {inputs.task.intent!r} after its breaker opened"
     if len(scored) == 1:
         what = "the only candidate"
+    elif any(index == trial.canary for trial in inputs.trials):
+        what = f"a canary, which gets a share of its base's tasks (p {chosen.p:.2g})"
     elif index == best:
         what = f"the best of {feasible} that can take it ({len(scored)} known)"
     else:

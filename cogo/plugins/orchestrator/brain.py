@@ -8,10 +8,11 @@ import msgspec
 
 from cogo import Assignment, Database, errors
 
-from . import allocate, plan, policies, queries, sense
-from .model import Arm, Choice, Inputs, Past, Scored
+from . import allocate, canary, plan, policies, queries, sense
+from .canary import Canary
+from .model import Arm, Choice, Inputs, Past, Reader, Scored, Trial
 from .plan import Request
-from .sense import Mind, Reader, Sensed
+from .sense import Mind, Sensed
 
 EXPLORATION: Final = 0.02
 PACED_TASKS: Final = 2
@@ -70,7 +71,9 @@ async def decide(db: Database, reader: Reader, request: Request, settings: Orche
     mind = sense.minds_of(db).of(request.tenant)
     async with mind.lock:
         sensed = await mind.sense(reader, request.tenant, request.now_ms)
-        inputs = _inputs(request, settings, arms, mind, sensed)
+        canaries = await _moved(reader, mind, sensed, arms)
+        arms, running = canary.applied(arms, canaries, request.risk)
+        inputs = _inputs(request, settings, arms, mind, sensed, running)
         seed = allocate.drawn(sensed.decision_id, settings.version)
         choice = allocate.choose(inputs, mind.beliefs, seed)
         _remember(mind, inputs, choice)
@@ -84,12 +87,35 @@ async def _lanes(reader: Reader, request: Request) -> list[Arm]:
         raise errors.UnknownIntent(
             f"no role answers the intent {request.intent!r}; known: {', '.join(known) or 'none'}"
         )
-    return [msgspec.structs.replace(arm, model=request.model) for arm in arms]
+    return arms if request.model is None else [_with_model(arm, request.model) for arm in arms]
+
+
+def _with_model(arm: Arm, model: str) -> Arm:
+    if arm.model in (None, model):
+        return msgspec.structs.replace(arm, model=model)
+    return msgspec.structs.replace(arm, excluded_by=arm.excluded_by or f"model: {model} is asked for")
+
+
+async def _moved(reader: Reader, mind: Mind, sensed: Sensed, arms: list[Arm]) -> list[Canary]:
+    """The canaries after what their outcomes, breakers and the time ask for."""
+    found = []
+    for one in sensed.canaries:
+        now = sensed.now_ms
+        broken = {
+            side: next(
+                (mind.broken(arm, now) for arm in arms if matches(arm) and mind.broken(arm, now)), None
+            )
+            for side, matches in (("base", one.is_base), ("canary", one.is_canary))
+        }
+        move = canary.due(one, mind.counts.get(one.id), broken["canary"], now, broken["base"] is not None)
+        found.append(one if move is None else await canary.make(reader, one, move, "orchestrator"))
+    return found
 
 
 def _inputs(
-    request: Request, settings: OrchestratorSettings, arms: list[Arm], mind: Mind, sensed: Sensed
-) -> Inputs:
+    request: Request, settings: OrchestratorSettings, arms: list[Arm], mind: Mind, sensed: Sensed,
+    running: list[Canary],
+) -> Inputs:  # fmt: skip
     states = {arm.key: mind.state_of(arm, sensed.now_ms) for arm in arms}
     budget = sensed.budget
     price, usd_a_task = 0.0, None
@@ -104,7 +130,15 @@ def _inputs(
         left_usd=None if budget is None else budget.left_usd, usd_a_task=usd_a_task,
         breakers={key: "probe" if state == "half_open" else state for key, state in states.items() if state != "closed"},
         policy=settings.explore, exploration=settings.exploration, risk=request.risk,
+        trials=[_trial(one, arms) for one in running],
     )  # fmt: skip
+
+
+def _trial(one: Canary, arms: list[Arm]) -> Trial:
+    base = next(i for i, arm in enumerate(arms) if one.is_base(arm))
+    return Trial(
+        one.id, one.run, base, next(i for i, arm in enumerate(arms) if one.is_canary(arm)), one.weight
+    )
 
 
 def _remember(mind: Mind, inputs: Inputs, choice: Choice) -> None:
@@ -127,6 +161,7 @@ def _decision(
     past = Past(
         arm=arm.key, task=inputs.task, n=mind.beliefs.n, at_ms=sensed.now_ms, price=arm.price(inputs.objective),
         depth=arm.depth, forecast=choice.forecasts[choice.index], probe=inputs.breakers.get(arm.key) == "probe",
+        tried=choice.tried,
     )  # fmt: skip
     return Decision(
         id=sensed.decision_id, tenant=request.tenant, intent=request.intent, lane=arm.lane,

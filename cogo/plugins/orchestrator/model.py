@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -18,6 +18,12 @@ SEPARATOR: Final = "\x1f"
 """Between the parts of an arm's key; no name has it."""
 
 NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+
+
+class Reader(Protocol):
+    """What both a Database and a Transaction offer."""
+
+    async def fetch(self, sql: str, params: Any = ()) -> list[dict[str, Any]]: ...
 
 
 class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,6 +54,14 @@ class Forecast(msgspec.Struct, frozen=True):
     shares: list[list[float]]
 
 
+class Tried(msgspec.Struct, frozen=True):
+    """The task was one that either side of a running canary could have taken."""
+
+    id: int
+    run: int
+    canary: bool
+
+
 class Past(msgspec.Struct, frozen=True, kw_only=True):
     """An outcome, or the verdict on one, with what its decision knew."""
 
@@ -68,6 +82,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     depth: int | None = None
     forecast: Forecast
     probe: bool = False
+    tried: Tried | None = None
 
     @property
     def excused(self) -> bool:
@@ -144,6 +159,16 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
+class Trial(msgspec.Struct, frozen=True):
+    """A running canary: places of its base and of itself among the arms, and its share of its base's tasks."""
+
+    id: int
+    run: int
+    base: int
+    canary: int
+    weight: float
+
+
 class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """What a choice depends on beside the outcomes: written down with each decision, so that it can be made again."""
 
@@ -158,6 +183,8 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """That lets the budget last; None: nothing tells."""
     breakers: dict[str, str] = {}
     """Arms whose breaker isn't closed: `open`, or `probe` where this task shall try it."""
+    trials: list[Trial] = []
+    """Canaries that run; none for a task of high risk."""
     policy: str = "thompson"
     exploration: float = 0.02
     risk: str = "low"
@@ -177,3 +204,4 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     explored: bool
     reason: str
     forecasts: list[Forecast]
+    tried: Tried | None

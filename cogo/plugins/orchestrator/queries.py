@@ -8,7 +8,10 @@ SELECT l.service, l.role, s.shard, l.intents, l.timeout_ms, l.paused_at IS NOT N
           AND (l.service || '/' || l.role || '/' || s.shard) = ANY (h.lanes)) AS holders,
        (SELECT count(*) FROM (SELECT 1 FROM public.agent_messages m
           WHERE m.service = l.service AND m.role = l.role AND m.shard = s.shard
-            AND m.status = 'queued' AND m.retry_at IS NULL LIMIT 1001) q) AS depth
+            AND m.status = 'queued' AND m.retry_at IS NULL LIMIT 1001) q) AS depth,
+  (SELECT json_agg(json_build_object('version', nullif(a.version, ''), 'model', nullif(a.model, ''),
+       'status', a.status, 'list_price_usd', a.list_price_usd::float8) ORDER BY a.version, a.model)
+     FROM cogo.agents a WHERE a.agent_id = l.service || '/' || l.role AND a.status <> 'retired')::text AS agents
 FROM cogo.bus_lanes l CROSS JOIN LATERAL (
   SELECT DISTINCT split_part(lane, '/', 3)::integer AS shard
   FROM cogo.bus_holders h CROSS JOIN unnest(h.lanes) AS lane
@@ -30,12 +33,17 @@ WITH this AS MATERIALIZED (
 SELECT this.seen::text, (extract(epoch FROM this.now) * 1000)::bigint AS now_ms, this.decision_id,
   b.limit_usd::float8, b.expected_tasks, b.lambda_cost,
   (extract(epoch FROM b.window_at + b.window_s * interval '1 s' - this.now) * 1000)::bigint AS window_left_ms,
-  b.window_s * 1000 AS window_ms, b.spent_usd::float8, b.reserved_usd::float8, b.tasks, o.*
+  b.window_s * 1000 AS window_ms, b.spent_usd::float8, b.reserved_usd::float8, b.tasks,
+  (SELECT json_agg(json_build_object('id', c.id, 'agent_id', c.agent_id, 'base_version', c.base_version,
+    'base_model', c.base_model, 'canary_version', c.canary_version, 'canary_model', c.canary_model, 'steps', c.steps,
+    'step', c.step, 'state', c.state, 'run', c.run, 'cause', c.cause, 'resumes', c.resumes,
+    'resume_ms', (extract(epoch FROM c.resume_at) * 1000)::bigint) ORDER BY c.id)
+   FROM cogo.canaries c WHERE c.tenant = %(tenant)s)::text AS canaries, o.*
 FROM this LEFT JOIN cogo.budgets b ON b.tenant = %(tenant)s
 LEFT JOIN LATERAL ({new}) o ON true
 """
 _OUTCOME = """
-SELECT x.id, x.source, x.ok, x.error_class, x.cost_usd::float8 AS cost_usd, x.latency_ms, x.reward, x.weight,
+SELECT x.id, x.decision_id AS of_decision, x.source, x.ok, x.error_class, x.cost_usd::float8 AS cost_usd, x.latency_ms, x.reward, x.weight,
   (extract(epoch FROM x.at) * 1000)::bigint AS at_ms, x.past::text AS past
 FROM cogo.outcomes x WHERE x.tenant = %(tenant)s
 """
@@ -129,3 +137,43 @@ SELECT id, known, chosen, policy_version, seen::text AS seen, inputs::text AS in
 FROM cogo.decisions WHERE tenant = %(tenant)s AND inputs IS NOT NULL ORDER BY id DESC LIMIT %(limit)s
 """
 LEARNT = _OUTCOME.replace("SELECT x.id,", "SELECT x.xact::text::bigint AS xact, x.id,", 1) + " ORDER BY x.id"
+
+MOVE_CANARY = """
+SELECT cogo.move_canary(%(id)s, %(run)s, %(state)s, %(step)s, %(resumes)s,
+  to_timestamp(%(resume_ms)s::float8 / 1000), %(cause)s, %(analysis)s::jsonb, %(by)s) AS moved
+"""
+START_CANARY = """
+WITH started AS (
+  INSERT INTO cogo.canaries (tenant, agent_id, base_version, base_model, canary_version, canary_model, steps, changed_by)
+  VALUES (%(tenant)s, %(agent_id)s, %(base_version)s, %(base_model)s, %(canary_version)s, %(canary_model)s,
+    %(steps)s::float8[], %(by)s)
+  ON CONFLICT (tenant, agent_id) WHERE state IN ('running', 'paused') DO NOTHING
+  RETURNING id, tenant, agent_id, steps
+), told AS (
+  INSERT INTO public.bus_events (kind, tenant, service, role, shard, actor, detail)
+  SELECT 'orchestrate_canary', s.tenant, 'orchestrator', 'decide', 0, %(by)s, jsonb_build_object('canary_id', s.id,
+    'agent_id', s.agent_id, 'from', NULL, 'to', 'running', 'weight_to', s.steps[1]) FROM started s
+)
+SELECT id FROM started
+"""
+CANARIES = """
+SELECT id, tenant, agent_id, base_version, base_model, canary_version, canary_model, steps, step, state, run, cause,
+  resumes, resume_at, (extract(epoch FROM resume_at) * 1000)::bigint AS resume_ms, analysis, changed_by, created_at,
+  changed_at
+FROM cogo.canaries
+WHERE (%(tenants)s::text[] IS NULL OR tenant = ANY (%(tenants)s)) AND (%(id)s::bigint IS NULL OR id = %(id)s)
+ORDER BY id DESC LIMIT 1000
+"""
+PUT_AGENT = """
+INSERT INTO cogo.agents AS a (agent_id, version, model, status, list_price_usd, changed_by)
+VALUES (%(agent_id)s, coalesce(%(version)s, ''), coalesce(%(model)s, ''), %(status)s, %(list_price_usd)s::numeric, %(by)s)
+ON CONFLICT (agent_id, version, model) DO UPDATE SET status = excluded.status,
+  list_price_usd = excluded.list_price_usd, changed_by = excluded.changed_by, changed_at = cogo.now()
+RETURNING agent_id, nullif(version, '') AS version, nullif(model, '') AS model, status, list_price_usd::float8,
+  changed_by, changed_at
+"""
+AGENTS = """
+SELECT agent_id, nullif(version, '') AS version, nullif(model, '') AS model, status, list_price_usd::float8,
+  changed_by, changed_at
+FROM cogo.agents ORDER BY agent_id, version, model LIMIT 1000
+"""

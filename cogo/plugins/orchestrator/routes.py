@@ -24,7 +24,7 @@ from cogo.web import (
     viewer,
 )
 
-from . import brain, evaluate, observe, plan, queries, sense
+from . import brain, evaluate, observe, plan, queries, routes_canaries, sense
 from .brain import OrchestratorSettings
 from .model import Inputs, Objective, Scored
 
@@ -340,5 +340,14 @@ async def state(
 
 def routes(settings: OrchestratorSettings) -> list[Router]:
     """The handlers, which find the settings in their `opt`."""
-    handlers = [decide, decide_enqueue, feedback, decision, explain, put_budget, state]
+    handlers = [
+        decide,
+        decide_enqueue,
+        feedback,
+        decision,
+        explain,
+        put_budget,
+        state,
+        *routes_canaries.HANDLERS,
+    ]
     return [Router("/", route_handlers=handlers, opt={SETTINGS: settings})]

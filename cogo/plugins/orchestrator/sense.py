@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict, defaultdict, deque
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import anyio
 import msgspec
@@ -13,8 +13,9 @@ import numpy as np
 from cogo import Database
 
 from . import queries
+from .canary import Canary, Counts
 from .diagnose import Breaker
-from .model import SEPARATOR, Arm, Past
+from .model import SEPARATOR, Arm, Past, Reader
 from .policies import Floats
 from .update import Beliefs
 
@@ -27,12 +28,6 @@ BEHIND: Final = 10_000
 RECENT_TASKS: Final = 200
 
 
-class Reader(Protocol):
-    """What both a Database and a Transaction offer."""
-
-    async def fetch(self, sql: str, params: Any = ()) -> list[dict[str, Any]]: ...
-
-
 class BudgetLeft(msgspec.Struct, frozen=True):
     """A tenant's budget as it stands."""
 
@@ -43,11 +38,12 @@ class BudgetLeft(msgspec.Struct, frozen=True):
 
 
 class Sensed(msgspec.Struct, frozen=True):
-    """The time, the id of the decision to come, and the budget. What was learnt is in the mind."""
+    """The time, the id of the decision to come, the budget, and canaries. What was learnt is in the mind."""
 
     now_ms: int
     decision_id: int
     budget: BudgetLeft | None
+    canaries: list[Canary]
 
 
 class Mind:
@@ -57,6 +53,8 @@ class Mind:
         self.lock = anyio.Lock()
         self.beliefs = Beliefs()
         self.breakers: defaultdict[str, Breaker] = defaultdict(Breaker)
+        self.counts: dict[int, Counts] = {}
+        """Of canaries that run."""
         self.recent: deque[tuple[Floats, Floats]] = deque(maxlen=RECENT_TASKS)
         """Utilities (cost at its price) and costs of the last tasks' candidates."""
         self.seen: str | None = None
@@ -80,18 +78,37 @@ class Mind:
         self.seen = first["seen"]
         for row in new:
             self.fold(row)
-        return Sensed(first["now_ms"], first["decision_id"], _budget(first))
+        canaries = msgspec.json.decode(first["canaries"] or "[]", type=list[Canary])
+        self._forget_counts({canary.id for canary in canaries if canary.state == "running"})
+        return Sensed(first["now_ms"], first["decision_id"], _budget(first), canaries)
 
     def fold(self, row: dict[str, Any]) -> None:
         """Learn from an outcome."""
         past = past_of(row)
         self.breakers[past.arm].note(past, self.beliefs.n)
         self.beliefs.fold(past)
+        if past.tried is not None:
+            counts = self.counts.get(past.tried.id)
+            if counts is None or counts.run < past.tried.run:
+                counts = self.counts[past.tried.id] = Counts(past.tried.run)
+            if counts.run == past.tried.run:
+                counts.note(row["of_decision"], past, past.tried)
+
+    def _forget_counts(self, running: set[int]) -> None:
+        for id in [id for id in self.counts if id not in running]:
+            del self.counts[id]
 
     def state_of(self, arm: Arm, now_ms: int) -> str:
         """Of its breaker: closed, open or half_open."""
         breaker = self.breakers.get(arm.key)
         return "closed" if breaker is None else breaker.state(now_ms, self.beliefs.n)
+
+    def broken(self, arm: Arm, now_ms: int) -> str | None:
+        """Why its breaker is open, if it is."""
+        breaker = self.breakers.get(arm.key)
+        return (
+            breaker.cause if breaker is not None and breaker.state(now_ms, self.beliefs.n) == "open" else None
+        )
 
     def about(self, arm: Arm, now_ms: int) -> dict[str, Any]:
         """The breaker of an arm, and how its runs went on the whole."""
@@ -161,16 +178,31 @@ def minds_of(db: Database) -> Minds:
 async def lanes(db: Reader, intent: str | None) -> list[Arm]:
     """Every lane that answers the intent (None: any) as an arm; what is paused or has no process is excluded."""
     rows = await db.fetch(queries.LANES, {"intent": intent})
-    return [_lane(row) for row in rows if row["intents"]]
+    return [arm for row in rows if row["intents"] for arm in _lane(row)]
 
 
-def _lane(row: dict[str, Any]) -> Arm:
+class Agent(msgspec.Struct, frozen=True):
+    """A version that does a lane's work, as it is registered."""
+
+    version: str | None = None
+    model: str | None = None
+    status: str = "active"
+    list_price_usd: float | None = None
+
+
+def _lane(row: dict[str, Any]) -> list[Arm]:
+    """An arm for each version that is registered, or one."""
     excluded = "paused" if row["paused"] else "no live process serves it" if not row["holders"] else None
-    agent = f"{row['service']}/{row['role']}"
-    return Arm(
-        agent_id=agent, lane=f"{agent}/{row['shard']}", depth=row["depth"], holders=row["holders"],
-        excluded_by=excluded, timeout_ms=row["timeout_ms"],
-    )  # fmt: skip
+    name = f"{row['service']}/{row['role']}"
+    agents = msgspec.json.decode(row["agents"], type=list[Agent]) if row["agents"] else [Agent()]
+    return [
+        Arm(
+            agent_id=name, version=agent.version, model=agent.model, list_price_usd=agent.list_price_usd,
+            lane=f"{name}/{row['shard']}", depth=row["depth"], holders=row["holders"],
+            excluded_by=excluded or (None if agent.status == "active" else agent.status), timeout_ms=row["timeout_ms"],
+        )
+        for agent in agents
+    ]  # fmt: skip
 
 
 def remembered(utilities: list[float], costs: list[float], lambda_cost: float) -> tuple[Floats, Floats]:
