@@ -29,11 +29,11 @@ def drawn(decision_id: int, policy_version: str) -> float:
 
 def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     """The arm, with every candidate's scores. Raises NoFeasibleArm, BudgetRefused."""
-    forecasts = beliefs.foretell(inputs.task, [(arm.key, arm.depth) for arm in inputs.arms])
+    foretold = beliefs.foretell(inputs.task, [(arm.key, arm.depth) for arm in inputs.arms])
     noise = beliefs.noise()
     scored = [
         _scored(inputs, arm, found, noise, beliefs.evidence(arm.key))
-        for arm, found in zip(inputs.arms, scorers.expected(forecasts, noise), strict=True)
+        for arm, found in zip(inputs.arms, scorers.expected(foretold, noise, inputs.objective), strict=True)
     ]
     scored = _filtered(inputs, scored)
     feasible = [i for i, score in enumerate(scored) if score.excluded_by is None]
@@ -50,7 +50,7 @@ def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     best = max(free, key=lambda i: scored[i].utility)
     return Choice(
         index=index, scores=scored, propensity=float(p[index]), explored=index != best,
-        reason=_reason(inputs, scored, index, best), forecasts=forecasts,
+        reason=_reason(inputs, scored, index, best), forecast=foretold.of(index),
         tried=next((Tried(trial.id, trial.run, index == trial.canary) for trial in trials
                     if index in (trial.base, trial.canary)), None),
     )  # fmt: skip
@@ -59,7 +59,7 @@ def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
 def _scored(inputs: Inputs, arm: Arm, found: scorers.Expected, noise: policies.Floats, n: float) -> Scored:
     objective = inputs.objective
     health, quality = scorers.health(found, n), scorers.quality(found, n)
-    cost, miss = scorers.cost(found, arm, objective, n), scorers.slo_miss(found, noise, objective)
+    cost, miss = scorers.cost(found, arm, objective, n), scorers.slo_miss(found)
     usd = found.mean[scorers.COST] * arm.price(objective)
     utility = (
         objective.w_quality * health.value * quality.value
@@ -67,7 +67,7 @@ def _scored(inputs: Inputs, arm: Arm, found: scorers.Expected, noise: policies.F
         - objective.w_slo * miss.value
     )
     usd_sd = math.sqrt(found.var[scorers.COST]) * arm.price(objective)
-    sd = scorers.utility_sd(found, noise, objective, inputs.a_dollar, arm.price(objective))
+    sd = scorers.utility_sd(found, objective, inputs.a_dollar, arm.price(objective))
     over = _over_budget(inputs, arm, usd, usd_sd, float(noise[scorers.COST]))
     return Scored(
         agent_id=arm.agent_id, version=arm.version, model=arm.model, lane=arm.lane, depth=arm.depth,

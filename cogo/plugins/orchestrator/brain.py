@@ -160,7 +160,7 @@ def _decision(
     arm, score = inputs.arms[choice.index], choice.scores[choice.index]
     past = Past(
         arm=arm.key, task=inputs.task, n=mind.beliefs.n, at_ms=sensed.now_ms, price=arm.price(inputs.objective),
-        depth=arm.depth, forecast=choice.forecasts[choice.index], probe=inputs.breakers.get(arm.key) == "probe",
+        depth=arm.depth, forecast=choice.forecast, probe=inputs.breakers.get(arm.key) == "probe",
         tried=choice.tried,
     )  # fmt: skip
     return Decision(

@@ -203,5 +203,5 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     propensity: float
     explored: bool
     reason: str
-    forecasts: list[Forecast]
+    forecast: Forecast
     tried: Tried | None

@@ -39,7 +39,7 @@ def thompson(means: Floats, sds: Floats) -> Floats:
     low = (means - REACH * sds).max()  # below the highest lower end nobody wins
     u = np.linspace(low, max((means + REACH * sds).max(), low + 1e-9), GRID)
     z = (u - means[:, None]) / sds[:, None]
-    below = np.maximum(_cdf(z), 1e-300)
+    below = np.maximum(normal_cdf(z), 1e-300)
     density = np.exp(-z * z / 2) / sds[:, None]
     p = (density * np.exp(np.log(below).sum(0) - np.log(below))).sum(1)
     total = float(p.sum())
@@ -96,7 +96,7 @@ def _best(means: Floats) -> Floats:
     return found
 
 
-def _cdf(z: Floats) -> Floats:
+def normal_cdf(z: Floats) -> Floats:
     """Of the normal distribution, within 1e-7 (Abramowitz and Stegun 7.1.26): math.erf takes no arrays."""
     x = np.abs(z) / math.sqrt(2)
     t = 1 / (1 + 0.3275911 * x)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from .model import Arm, Forecast, Objective
+from .model import Arm, Objective
+from .policies import Floats, normal_cdf
+from .update import Foretold
 
 OK, COST, LATENCY, QUALITY = range(4)
 LOWEST, HIGHEST = np.array([0, 0, -np.inf, 0]), np.array([1, np.inf, np.inf, 1])
@@ -26,22 +26,26 @@ class Score(msgspec.Struct, frozen=True):
 
 
 class Expected(msgspec.Struct, frozen=True):
-    """The mixture of an arm's models: mean and variance of the mean, of TARGETS."""
+    """The mixture of an arm's models: mean and variance of the mean, of TARGETS, and what follows for its time."""
 
     mean: list[float]
     var: list[float]
+    in_time: float
+    """How likely a run that succeeds does so in the objective's time; times are lognormal."""
+    density: float
+    """How fast that changes with the logarithm of its duration."""
 
 
-def expected(forecasts: Sequence[Forecast], noise: npt.NDArray[np.float64]) -> list[Expected]:
+def expected(found: Foretold, noise: Floats, objective: Objective) -> list[Expected]:
     """Mix the models of each arm: where they disagree, that is uncertainty, too."""
-    means, spreads, shares = (
-        np.array([getattr(forecast, part) for forecast in forecasts])
-        for part in ("means", "spreads", "shares")
-    )
-    means = means.clip(LOWEST, HIGHEST)
-    mean = (shares * means).sum(1)
-    var = (shares * (noise * spreads + (means - mean[:, None]) ** 2)).sum(1)
-    return [Expected(*both) for both in zip(mean.tolist(), var.tolist(), strict=True)]
+    means = found.means.clip(LOWEST, HIGHEST)
+    mean = (found.shares * means).sum(1)
+    var = (found.shares * (noise * found.spreads + (means - mean[:, None]) ** 2)).sum(1)
+    sd = np.sqrt(noise[LATENCY] + var[:, LATENCY])
+    z = (math.log(objective.slo_ms) - mean[:, LATENCY]) / sd
+    density = np.exp(-z * z / 2) / math.sqrt(2 * math.pi) / sd
+    columns = (mean.tolist(), var.tolist(), normal_cdf(z).tolist(), density.tolist())
+    return [Expected(*one) for one in zip(*columns, strict=True)]
 
 
 def health(found: Expected, evidence: float) -> Score:
@@ -63,29 +67,19 @@ def cost(found: Expected, arm: Arm, objective: Objective, evidence: float) -> Sc
     return Score(1.0 - min(usd / objective.c_ref_usd, 1.0), sd, evidence, f"${usd:.4g} a success")
 
 
-def slo_miss(found: Expected, noise: npt.NDArray[np.float64], objective: Objective) -> Score:
-    """How likely a run fails or takes longer than the objective allows; times are lognormal."""
-    in_time, density = _in_time(found, noise, objective)
-    value = 1 - found.mean[OK] * in_time
-    var = found.var[OK] * in_time**2 + (found.mean[OK] * density) ** 2 * found.var[LATENCY]
+def slo_miss(found: Expected) -> Score:
+    """How likely a run fails or takes longer than the objective allows."""
+    value = 1 - found.mean[OK] * found.in_time
+    var = found.var[OK] * found.in_time**2 + (found.mean[OK] * found.density) ** 2 * found.var[LATENCY]
     return Score(value, math.sqrt(var), 0.0, f"{math.exp(found.mean[LATENCY]):.0f} ms as a rule")
 
 
-def utility_sd(
-    found: Expected, noise: npt.NDArray[np.float64], objective: Objective, a_dollar: float, price: float
-) -> float:
+def utility_sd(found: Expected, objective: Objective, a_dollar: float, price: float) -> float:
     """Standard deviation of the mean utility, to first order: the same runs make health and quality uncertain."""
-    in_time, density = _in_time(found, noise, objective)
-    slopes = [0.0] * 4
-    slopes[OK] = objective.w_quality * found.mean[QUALITY] + objective.w_slo * in_time
-    slopes[QUALITY] = objective.w_quality * found.mean[OK]
-    slopes[COST] = a_dollar * price
-    slopes[LATENCY] = objective.w_slo * found.mean[OK] * density
+    slopes = (
+        objective.w_quality * found.mean[QUALITY] + objective.w_slo * found.in_time,
+        a_dollar * price,
+        objective.w_slo * found.mean[OK] * found.density,
+        objective.w_quality * found.mean[OK],
+    )
     return math.sqrt(sum(slope**2 * var for slope, var in zip(slopes, found.var, strict=True)))
-
-
-def _in_time(found: Expected, noise: npt.NDArray[np.float64], objective: Objective) -> tuple[float, float]:
-    """How likely a run that succeeds does so in time, and how fast that changes with the logarithm of its duration."""
-    sd = math.sqrt(float(noise[LATENCY]) + found.var[LATENCY])
-    z = (math.log(objective.slo_ms) - found.mean[LATENCY]) / sd
-    return (1 + math.erf(z / math.sqrt(2))) / 2, math.exp(-z * z / 2) / math.sqrt(2 * math.pi) / sd

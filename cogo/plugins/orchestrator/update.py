@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from .model import RUN_TARGETS, TARGETS, Forecast, Past, Record, Task
 Floats = npt.NDArray[np.float64]
 
 STEADY, RECENT, INTENT = 0, 1, 2
+RUNS, VERDICTS = 0, 1
 MEMORY: Final = np.array([5_000.0, 200.0, 5_000.0])
 """Outcomes of the tenant after which a term of each model counts 1/e."""
 RIDGE: Final = (1.0, 3.0, 6.0)
@@ -56,24 +57,24 @@ def squashed(feature: float) -> float:
 
 
 class _Sums:
-    """Of weighted outcomes: x xᵀ and x yᵀ, for each memory."""
+    """Of weighted outcomes: x xᵀ and x yᵀ, of runs and of verdicts (whose one target is the first), for each memory."""
 
-    def __init__(self, memories: int, width: int, targets: int) -> None:
-        self.xx = np.zeros((memories, width, width))
-        self.xy = np.zeros((memories, width, targets))
+    def __init__(self, memories: int, width: int) -> None:
+        self.xx = np.zeros((2, memories, width, width))
+        self.xy = np.zeros((2, memories, width, len(RUN_TARGETS)))
 
-    def add(self, x: Floats, y: Floats, weights: Floats) -> None:
-        self.xx += weights[:, None, None] * np.outer(x, x)
-        self.xy += weights[:, None, None] * np.outer(x, y)
+    def add(self, kind: int, x: Floats, y: Floats, weights: Floats) -> None:
+        self.xx[kind] += weights[:, None, None] * np.outer(x, x)
+        self.xy[kind, ..., : len(y)] += weights[:, None, None] * np.outer(x, y)
 
     def scale(self, by: Floats) -> None:
         self.xx *= by[:, None, None]
         self.xy *= by[:, None, None]
 
     def widen(self, width: int) -> None:
-        more = width - self.xx.shape[1]
-        self.xx = np.pad(self.xx, ((0, 0), (0, more), (0, more)))
-        self.xy = np.pad(self.xy, ((0, 0), (0, more), (0, 0)))
+        more = width - self.xx.shape[-1]
+        self.xx = np.pad(self.xx, ((0, 0), (0, 0), (0, more), (0, more)))
+        self.xy = np.pad(self.xy, ((0, 0), (0, 0), (0, more), (0, 0)))
 
 
 class _Space:
@@ -83,7 +84,7 @@ class _Space:
         self.features = features
         self.places = 4
         self.intents: dict[str, int] = {}
-        self.sums: dict[tuple[str, ...], tuple[_Sums, _Sums]] = {}
+        self.sums: dict[tuple[str, ...], _Sums] = {}
 
     @property
     def width(self) -> int:
@@ -110,19 +111,37 @@ class _Space:
             self.intents[intent] = min(len(self.intents), INTENTS_MAX - 1)
             if self.intents[intent] >= self.places:
                 self.places *= 2
-                for both in self.sums.values():
-                    for sums in both:
-                        sums.widen(self.width)
+                for sums in self.sums.values():
+                    sums.widen(self.width)
         return self.intents.get(intent)
 
-    def of(self, key: tuple[str, ...], memories: int) -> tuple[_Sums, _Sums]:
-        """The sums of runs, and those of verdicts."""
+    def of(self, key: tuple[str, ...], memories: int) -> _Sums:
         if key not in self.sums:
-            self.sums[key] = (
-                _Sums(memories, self.width, len(RUN_TARGETS)),
-                _Sums(memories, self.width, 1),
-            )
+            self.sums[key] = _Sums(memories, self.width)
         return self.sums[key]
+
+    def stacked(self, keys: Sequence[tuple[str, ...]], fade: Floats) -> tuple[Floats, Floats]:
+        """Xx and xy of (key, kind, memory); zeros where nothing is known."""
+        xx = np.zeros((len(keys), 2, len(fade), self.width, self.width))
+        xy = np.zeros((len(keys), 2, len(fade), self.width, len(RUN_TARGETS)))
+        for i, key in enumerate(keys):
+            if (found := self.sums.get(key)) is not None:
+                xx[i], xy[i] = found.xx, found.xy
+        return xx * fade[:, None, None], xy * fade[:, None, None]
+
+
+class Foretold(NamedTuple):
+    """Of the arms of a task: (arm, model, target), as in Forecast."""
+
+    means: Floats
+    spreads: Floats
+    shares: Floats
+
+    def of(self, i: int) -> Forecast:
+        """What a decision writes down of its arm."""
+        return Forecast(
+            means=self.means[i].tolist(), spreads=self.spreads[i].tolist(), shares=self.shares[i].tolist()
+        )
 
 
 class Beliefs:
@@ -152,11 +171,11 @@ class Beliefs:
         y = past.targets()
         keys = (("pool",), ("arm", past.arm), ("arm", past.arm, past.task.intent))
         for key, among in zip(keys, (weights[:2], weights[:2], weights[2:]), strict=True):
-            runs, verdicts = space.of(key, len(among))
+            sums = space.of(key, len(among))
             if past.ok is not None:
-                runs.add(x, y[:3], among)
+                sums.add(RUNS, x, y[:3], among)
             if past.reward is not None:
-                verdicts.add(x, y[3:], among * past.weight)
+                sums.add(VERDICTS, x, y[3:], among * past.weight)
         self._judge(past, y, age)
 
     def _judge(self, past: Past, y: Floats, age: float) -> None:
@@ -182,9 +201,8 @@ class Beliefs:
         self._landmark = n
         fade = np.exp(-age / MEMORY)
         for space in self._spaces.values():
-            for both in space.sums.values():
-                for sums in both:
-                    sums.scale(fade[:2] if len(sums.xx) == 2 else fade[2:])
+            for sums in space.sums.values():
+                sums.scale(fade[:2] if sums.xx.shape[1] == 2 else fade[2:])
         self._loss_of_all *= math.exp(-age / LOSS_MEMORY[0])
         self._loss = {arm: loss * math.exp(-age / LOSS_MEMORY[1]) for arm, loss in self._loss.items()}
         self._noise *= math.exp(-age / NOISE_MEMORY)
@@ -211,73 +229,52 @@ class Beliefs:
         fade = math.exp(-(self.n - self._landmark) / MEMORY[STEADY])
         runs, ok, log_ms, verdicts, reward = np.zeros(5)
         for space in self._spaces.values():
-            if ("arm", arm) in space.sums:
-                ran, judged = space.sums["arm", arm]
-                runs += ran.xx[STEADY, 0, 0]
-                ok += ran.xy[STEADY, 0, 0]
-                log_ms += ran.xy[STEADY, 0, 2]
-                verdicts += judged.xx[STEADY, 0, 0]
-                reward += judged.xy[STEADY, 0, 0]
+            if (sums := space.sums.get(("arm", arm))) is not None:
+                runs += sums.xx[RUNS, STEADY, 0, 0]
+                ok += sums.xy[RUNS, STEADY, 0, 0]
+                log_ms += sums.xy[RUNS, STEADY, 0, 2]
+                verdicts += sums.xx[VERDICTS, STEADY, 0, 0]
+                reward += sums.xy[VERDICTS, STEADY, 0, 0]
         return Record(
             float(runs * fade), float(ok / runs) if runs else None, float(reward / verdicts) if verdicts else None,
             math.exp(log_ms / runs) if runs else None,
         )  # fmt: skip
 
-    def foretell(self, task: Task, arms: Sequence[tuple[str, int | None]]) -> list[Forecast]:
+    def foretell(self, task: Task, arms: Sequence[tuple[str, int | None]]) -> Foretold:
         """What to expect of each arm (its name, its queue's depth or None) for the task."""
         space = self._spaces.get(len(task.features)) or _Space(len(task.features))
         fade = np.exp(-(self.n - self._landmark) / MEMORY)
         xs = np.array([space.x(task, depth) for _, depth in arms])
-        kinds = [_kind(space, task, [arm for arm, _ in arms], kind, fade, xs) for kind in (0, 1)]
-        means = np.concatenate([kind[0] for kind in kinds], axis=2)
-        spreads = np.repeat(np.stack([kind[1] for kind in kinds], axis=2), (len(RUN_TARGETS), 1), axis=2)
-        return [
-            Forecast(means=means[i].tolist(), spreads=spreads[i].tolist(), shares=self._shares(arm).tolist())
-            for i, (arm, _) in enumerate(arms)
-        ]
+        names = [arm for arm, _ in arms]
+        ridge, start = space.ridge(), np.zeros((1, 2, 1, space.width, len(RUN_TARGETS)))
+        start[..., RUNS, 0, 0, :], start[..., VERDICTS, 0, 0, 0] = PRIOR[:3], PRIOR[3]
+        pooled, _ = _solved(*space.stacked([("pool",)], fade[:2]), ridge, start, xs[:1])
+        theta, reach = _solved(*space.stacked([("arm", arm) for arm in names], fade[:2]), ridge, pooled, xs)
+        of_intent, reach_of_intent = _solved(
+            *space.stacked([("arm", arm, task.intent) for arm in names], fade[2:]), ridge, theta[:, :, :1], xs
+        )
+        means = np.einsum("aw,akmwt->akmt", xs, np.concatenate([theta, of_intent], axis=2))
+        spreads = np.einsum("aw,akmw->amk", xs, np.concatenate([reach, reach_of_intent], axis=2))
+        return Foretold(
+            np.concatenate([means[:, RUNS], means[:, VERDICTS, :, :1]], axis=-1),
+            np.repeat(spreads, (len(RUN_TARGETS), 1), axis=-1),
+            self._shares(names),
+        )
 
-    def _shares(self, arm: str) -> Floats:
-        """How much each model counts, for each target."""
+    def _shares(self, arms: list[str]) -> Floats:
+        """How much each model counts, of (arm, model, target)."""
         age = self.n - self._landmark
+        nothing = np.zeros_like(self._loss_of_all)
         loss = LOSS_PRIOR[:, None] + LOSS_SHARE * self._loss_of_all * math.exp(-age / LOSS_MEMORY[0])
-        if arm in self._loss:
-            loss = loss + self._loss[arm] * math.exp(-age / LOSS_MEMORY[1])
-        shares = np.exp(loss.min(0) - loss)
-        found: Floats = shares / shares.sum(0)
+        own = np.array([self._loss.get(arm, nothing) for arm in arms]) * math.exp(-age / LOSS_MEMORY[1])
+        shares = np.exp((loss + own).min(1, keepdims=True) - loss - own)
+        found: Floats = shares / shares.sum(1, keepdims=True)
         return found
 
 
-def _kind(
-    space: _Space, task: Task, arms: list[str], kind: int, fade: Floats, xs: Floats
-) -> tuple[Floats, Floats]:
-    """Means (arm, model, target) and spreads (arm, model) of runs (0) or verdicts (1): xᵀθ and xᵀA⁻¹x."""
-    prior = PRIOR[:3] if kind == 0 else PRIOR[3:]
-    ridge = space.ridge()
-    blank = np.zeros((2, space.width, space.width)), np.zeros((2, space.width, len(prior)))
-
-    def sums(key: tuple[str, ...], among: Floats) -> tuple[Floats, Floats]:
-        if key not in space.sums:
-            return blank[0][: len(among)], blank[1][: len(among)]
-        found = space.sums[key][kind]
-        return found.xx * among[:, None, None], found.xy * among[:, None, None]
-
-    start = np.zeros((space.width, len(prior)))
-    start[0] = prior
-    pooled = _solved(*sums(("pool",), fade[:2]), ridge, start)
-    own = [sums(("arm", arm), fade[:2]) for arm in arms]
-    xx = np.stack([found[0] for found in own])
-    theta = _solved(xx, np.stack([found[1] for found in own]), ridge, pooled)
-    own = [sums(("arm", arm, task.intent), fade[2:]) for arm in arms]
-    of_intent = np.stack([found[0] for found in own])
-    theta = np.concatenate(
-        [theta, _solved(of_intent, np.stack([found[1] for found in own]), ridge, theta[:, :1])], axis=1
-    )
-    xx = np.concatenate([xx, of_intent], axis=1) + np.diag(ridge)
-    reach = np.linalg.solve(xx, np.broadcast_to(xs[:, None, :, None], (*xx.shape[:3], 1)))[..., 0]
-    return np.einsum("ad,amdt->amt", xs, theta), np.einsum("ad,amd->am", xs, reach)
-
-
-def _solved(xx: Floats, xy: Floats, ridge: Floats, toward: Floats) -> Floats:
-    """Ridge regression toward other coefficients."""
-    found: Floats = np.asarray(np.linalg.solve(xx + np.diag(ridge), xy + ridge[:, None] * toward), np.float64)
-    return found
+def _solved(xx: Floats, xy: Floats, ridge: Floats, toward: Floats, xs: Floats) -> tuple[Floats, Floats]:
+    """Ridge regression toward other coefficients: A⁻¹(xy + ridge toward), and A⁻¹x, of (arm, kind, memory, …)."""
+    x = np.broadcast_to(xs[:, None, None, :, None], (*xx.shape[:4], 1))
+    both = np.concatenate([xy + ridge[:, None] * toward, x], axis=-1)
+    found: Floats = np.asarray(np.linalg.solve(xx + np.diag(ridge), both), np.float64)
+    return found[..., :-1], found[..., -1]
