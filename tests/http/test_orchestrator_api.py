@@ -10,7 +10,9 @@ from hands import Hand, kinds
 from http_hands import Served
 
 ASK = {"tenant": "acme", "intent": "chat", "payload": {"question": "why?"}}
-DECIDE, ENQUEUE, STATE = (f"/api/orchestrator/{name}" for name in ("decide", "decide-enqueue", "state"))
+DECIDE, ENQUEUE, EXECUTE, STATE = (
+    f"/api/orchestrator/{name}" for name in ("decide", "decide-enqueue", "execute", "state")
+)
 
 
 @pytest.fixture
@@ -128,3 +130,101 @@ async def test_the_state_lists_intents_and_the_health_of_their_lanes(brained: Se
         assert (arm["lane"], arm["holders"], arm["excluded_by"]) == ("gateway/chat/0", 1, None)
         assert (await client.get(f"{STATE}?service=rag")).json()["arms"] == []
         assert (await client.get(f"{STATE}?role=chat")).json()["arms"] == [arm]
+
+
+async def test_the_same_key_and_body_is_the_same_decision(brained: Served):
+    """Decide with a key replays its answer, under a race as well; another body with the key is refused."""
+    asks = ASK | {"idempotency_key": "k"}
+    async with brained.as_("operator", "acme") as client:
+        answers: list[Any] = []
+
+        async def ask() -> None:
+            answers.append((await client.post(DECIDE, json=asks)).json())
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(ask)
+        assert all(answer == answers[0] for answer in answers)
+        other = await client.post(DECIDE, json=asks | {"risk": "high"})
+        assert (other.status_code, other.json()["code"]) == (409, "idempotency_conflict")
+    assert await brained.runtime.db.fetch_value("SELECT count(*) FROM cogo.decisions") == 1
+
+
+async def test_a_decision_is_executed_once(brained: Served):
+    """Execute enqueues the decided work with its assignment; a repeat answers with the same message."""
+    async with brained.as_("operator", "acme") as client:
+        decided = (await client.post(DECIDE, json=ASK)).json()
+        about = {"decision_id": decided["decision_id"], "payload": {"question": "why?"}}
+        first = await client.post(EXECUTE, json=about)
+        assert first.status_code == 202, first.text
+        assert not first.json()["replayed"]
+        again = await client.post(EXECUTE, json=about)
+        assert again.json() == first.json() | {"replayed": True}
+        row = await brained.runtime.db.fetch_one(
+            "SELECT role, payload FROM public.agent_messages WHERE id = %s", (first.json()["message_id"],)
+        )
+        assert row is not None
+        assert (row["role"], row["payload"]["to"]) == ("execute", "gateway/chat/0")
+        assert row["payload"]["assignment"]["agent_id"] == "gateway/chat"
+        assert kinds_of(await brained.runtime.db.fetch("SELECT kind FROM public.bus_events")) >= {
+            "orchestrate_enqueued"
+        }
+    async with brained.as_("operator", "other") as client:
+        assert (await client.post(EXECUTE, json=about)).status_code == 404
+    assert await brained.rows() == 1
+
+
+async def test_executing_reserves_what_the_budget_allows(brained: Served):
+    """Without enough left it is 402 and nothing is enqueued; with it the hold is bound by what was granted."""
+    async with brained.as_("operator", "acme") as client:
+        decided = (await client.post(DECIDE, json=ASK)).json()
+        about = {"decision_id": decided["decision_id"]}
+        budget = "/api/orchestrator/budgets/acme"
+        await client.put(budget, json={"limit_usd": 0.0, "window_s": 3600})
+        refused = await client.post(EXECUTE, json=about)
+        assert (refused.status_code, refused.json()["code"]) == (402, "budget_refused")
+        assert await brained.rows() == 0
+        await client.put(budget, json={"limit_usd": 0.07, "window_s": 3600})
+        assert (await client.post(EXECUTE, json=about)).status_code == 202
+    held = await brained.runtime.db.fetch_one(
+        "SELECT max_cost_usd::float8, reserved_usd::float8 FROM cogo.budget_holds"
+    )
+    assert held == {"max_cost_usd": 0.07, "reserved_usd": 0.07}
+
+
+def kinds_of(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["kind"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("asked", "excluded"),
+    [
+        ({"constraints": {"deny": ["a"]}}, {"a": "constraints: denied"}),
+        ({"constraints": {"allow": ["a"]}}, {"b": "constraints: not among those allowed"}),
+        ({"constraints": {"models": ["m"]}}, {"b": "constraints: the model is none of m"}),
+    ],
+)
+async def test_constraints_exclude(brained: Served, asked: dict[str, Any], excluded: dict[str, str]):
+    """What may not be chosen is excluded by name."""
+    arms = [{"agent_id": "a", "model": "m"}, {"agent_id": "b"}]
+    async with brained.as_("operator", "acme") as client:
+        found = (await client.post(DECIDE, json=ASK | {"candidates": arms} | asked)).json()
+        why = {score["agent_id"]: score["excluded_by"] for score in found["scores"] if score["excluded_by"]}
+        assert why == excluded
+
+
+async def test_who_takes_longer_than_the_deadline_is_not_chosen(brained: Served):
+    """Times are learnt; when nobody is in time it is 422 with the times."""
+    ask = ASK | {"candidates": [{"agent_id": "slow"}, {"agent_id": "fast"}]}
+    async with brained.as_("operator", "acme") as client:
+        for _ in range(30):
+            found = (await client.post(DECIDE, json=ask)).json()
+            ms = 9_000 if found["arm"]["agent_id"] == "slow" else 100
+            told = {"decision_id": found["decision_id"], "ok": True, "latency_ms": ms}
+            await client.post("/api/orchestrator/feedback", json=told)
+        found = (await client.post(DECIDE, json=ask | {"deadline_ms": 1_000})).json()
+        assert found["arm"]["agent_id"] == "fast"
+        why = {score["agent_id"]: score["excluded_by"] for score in found["scores"]}
+        assert why["slow"].startswith("deadline: takes ")
+        late = await client.post(DECIDE, json=ask | {"deadline_ms": 1})
+        assert (late.status_code, late.json()["code"]) == (422, "no_feasible_arm")

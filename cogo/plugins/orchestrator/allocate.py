@@ -18,6 +18,8 @@ from .update import Beliefs
 UPPER_SD: Final = 3.0
 """What a run may cost at most, in standard deviations, is held against the budget that is left."""
 BROKEN: Final = "breaker: open"
+NEVER: Final = 30.0
+"""Logarithm of more ms than anybody waits; exp of more would overflow."""
 NINE_TENTHS: Final = 1.645
 
 
@@ -74,7 +76,7 @@ def _scored(inputs: Inputs, arm: Arm, found: scorers.Expected, noise: policies.F
         holders=arm.holders, health=health.value, quality=quality.value, cost=cost.value,
         p_slo_miss=miss.value, cost_usd=usd, utility=utility, sd=sd,
         ci=(utility - NINE_TENTHS * sd, utility + NINE_TENTHS * sd), evidence=n, p=0.0,
-        excluded_by=arm.excluded_by or _too_risky(inputs, health) or over,
+        excluded_by=arm.excluded_by or _too_risky(inputs, health) or _too_slow(inputs, found) or over,
         reason=", ".join(score.reason for score in (health, quality, cost, miss)),
     )  # fmt: skip
 
@@ -90,6 +92,13 @@ def _over_budget(inputs: Inputs, arm: Arm, usd: float, usd_sd: float, noise: flo
 
 def _too_risky(inputs: Inputs, health: scorers.Score) -> str | None:
     return policies.risk_floor(health.value, health.sd) if inputs.risk == "medium" else None
+
+
+def _too_slow(inputs: Inputs, found: scorers.Expected) -> str | None:
+    ms = math.exp(min(found.mean[scorers.LATENCY], NEVER))
+    if inputs.deadline_ms is None or ms <= inputs.deadline_ms:
+        return None
+    return f"deadline: takes {ms:.0f} ms as a rule, {inputs.deadline_ms:.0f} are left"
 
 
 def _filtered(inputs: Inputs, scored: list[Scored]) -> list[Scored]:

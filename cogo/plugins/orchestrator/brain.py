@@ -67,7 +67,9 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 async def decide(db: Database, reader: Reader, request: Request, settings: OrchestratorSettings) -> Decision:
     """Choose who does it. Raises UnknownIntent, NoFeasibleArm, BudgetRefused."""
-    arms = request.inline() or await _lanes(reader, request)
+    arms = request.constraints.applied(
+        request.inline() or await _lanes(reader, request.intent, request.model)
+    )
     mind = sense.minds_of(db).of(request.tenant)
     async with mind.lock:
         sensed = await mind.sense(reader, request.tenant, request.now_ms)
@@ -80,14 +82,14 @@ async def decide(db: Database, reader: Reader, request: Request, settings: Orche
         return _decision(request, settings, mind, sensed, inputs, choice, seed)
 
 
-async def _lanes(reader: Reader, request: Request) -> list[Arm]:
-    arms = await sense.lanes(reader, request.intent)
+async def _lanes(reader: Reader, intent: str, model: str | None) -> list[Arm]:
+    arms = await sense.lanes(reader, intent)
     if not arms:
         known = await intents(reader)
         raise errors.UnknownIntent(
-            f"no role answers the intent {request.intent!r}; known: {', '.join(known) or 'none'}"
+            f"no role answers the intent {intent!r}; known: {', '.join(known) or 'none'}"
         )
-    return arms if request.model is None else [_with_model(arm, request.model) for arm in arms]
+    return arms if model is None else [_with_model(arm, model) for arm in arms]
 
 
 def _with_model(arm: Arm, model: str) -> Arm:
@@ -130,7 +132,7 @@ def _inputs(
         left_usd=None if budget is None else budget.left_usd, usd_a_task=usd_a_task,
         breakers={key: "probe" if state == "half_open" else state for key, state in states.items() if state != "closed"},
         policy=settings.explore, exploration=settings.exploration, risk=request.risk,
-        trials=[_trial(one, arms) for one in running],
+        trials=[_trial(one, arms) for one in running], deadline_ms=request.deadline_ms,
     )  # fmt: skip
 
 
@@ -179,49 +181,68 @@ async def reserve(tx: Reader, request: Request, decision: Decision) -> tuple[Dec
 
     Raises BudgetRefused when others were faster.
     """
-    most = decision.assignment.budget.maxCostUsd
     if not decision.has_budget:
         return decision, 0.0
-    wanted = decision.inputs.left_usd or 0.0 if most is None else most
-    params = {
-        "tenant": decision.tenant,
-        "now_ms": decision.now_ms,
-        "least": min(decision.least_usd, wanted),
-        "most": wanted,
-    }
-    granted = (await tx.fetch(queries.RESERVE, params))[0]["granted"]
-    if granted is None:
-        raise errors.BudgetRefused(
-            f"${wanted:.4g} are asked for, and the budget of {decision.tenant!r} has less left"
-        )
+    wanted = decision.assignment.budget.maxCostUsd
+    left = decision.inputs.left_usd or 0.0
+    granted = await _granted(
+        tx, decision.tenant, decision.least_usd, left if wanted is None else wanted, decision.now_ms
+    )
     bound = plan.assignment(request, decision.arm_chosen, max_cost_usd=granted)
     return msgspec.structs.replace(decision, assignment=bound), granted
+
+
+async def reserve_for(
+    tx: Reader, row: dict[str, Any], assignment: Assignment
+) -> tuple[Assignment, float | None]:
+    """As `reserve`, for a logged decision; None: the tenant has no budget."""
+    if row["left_usd"] is None:
+        return assignment, None
+    wanted, least = assignment.budget.maxCostUsd, COST_MARGIN * (row["cost_usd"] or 0.0)
+    granted = await _granted(
+        tx, row["tenant"], least, max(row["left_usd"], 0.0) if wanted is None else wanted, None
+    )
+    budget = msgspec.structs.replace(assignment.budget, maxCostUsd=granted)
+    return msgspec.structs.replace(assignment, budget=budget), granted
+
+
+async def _granted(tx: Reader, tenant: str, least: float, wanted: float, now_ms: int | None) -> float:
+    params = {"tenant": tenant, "now_ms": now_ms, "least": min(least, wanted), "most": wanted}
+    granted: float | None = (await tx.fetch(queries.RESERVE, params))[0]["granted"]
+    if granted is None:
+        raise errors.BudgetRefused(f"${wanted:.4g} are asked for, and the budget of {tenant!r} has less left")
+    return granted
 
 
 async def hold(tx: Reader, decision: Decision, root: int, reserved: float) -> None:
     """Open the ledger of a root message with what was reserved for it; the executor's comes too late then."""
     if decision.has_budget:
-        budget = decision.assignment.budget
-        await tx.fetch(
-            queries.HOLD,
-            {
-                "root": root, "tenant": decision.tenant, "cost": budget.maxCostUsd, "tokens": budget.maxTokens,
-                "reserved": reserved,
-            },
-        )  # fmt: skip
+        await hold_for(tx, root, decision.tenant, decision.assignment, reserved)
 
 
-async def record(tx: Reader, decision: Decision, *, message_id: int | None, trace_id: str | None) -> None:
-    """Log the decision with all that making it again takes."""
+async def hold_for(tx: Reader, root: int, tenant: str, assignment: Assignment, reserved: float) -> None:
+    """Open the ledger of a root message."""
+    budget = assignment.budget
+    params = {
+        "root": root, "tenant": tenant, "cost": budget.maxCostUsd, "tokens": budget.maxTokens, "reserved": reserved,
+    }  # fmt: skip
+    await tx.fetch(queries.HOLD, params)
+
+
+async def record(
+    tx: Reader, decision: Decision, *, message_id: int | None, trace_id: str | None, key: str | None = None,
+    digest: str | None = None,
+) -> bool:  # fmt: skip
+    """Log the decision with all that making it again takes; false: another one has the key."""
     params = {name: getattr(decision, name) for name in (
         "id", "tenant", "intent", "lane", "reason", "policy_version", "chosen", "propensity", "explored", "seed",
         "known", "seen")}  # fmt: skip
     for name in ("arm", "assignment", "inputs", "past"):
         params[name] = msgspec.json.encode(getattr(decision, name)).decode()
     params["candidates"] = msgspec.json.encode(decision.scores).decode()
-    await tx.fetch(
-        queries.RECORD + " RETURNING id", params | {"message_id": message_id, "trace_id": trace_id}
-    )
+    about = {"message_id": message_id, "trace_id": trace_id, "key": key, "digest": digest}
+    if not await tx.fetch(queries.RECORD, params | about):
+        return False
     if decision.has_budget:
         price = {
             "tenant": decision.tenant,
@@ -229,6 +250,7 @@ async def record(tx: Reader, decision: Decision, *, message_id: int | None, trac
             "lambda_cost": decision.inputs.lambda_cost,
         }
         await tx.fetch(queries.COUNT_TASK, price)
+    return True
 
 
 async def intents(db: Reader) -> list[str]:
@@ -236,14 +258,14 @@ async def intents(db: Reader) -> list[str]:
     return [row["intent"] for row in await db.fetch(queries.INTENTS)]
 
 
-async def live_lane(db: Reader, request: Request) -> str:
+async def live_lane(db: Reader, intent: str) -> str:
     """Where the work of a caller's own arm goes: the live lane that answers the intent and has the least to do.
 
     Raises UnknownIntent, NoFeasibleArm.
     """
-    live = [arm for arm in await _lanes(db, request) if arm.excluded_by is None]
+    live = [arm for arm in await _lanes(db, intent, None) if arm.excluded_by is None]
     if not live:
-        raise errors.NoFeasibleArm(f"no live lane answers {request.intent!r}")
+        raise errors.NoFeasibleArm(f"no live lane answers {intent!r}")
     return min(live, key=lambda arm: (arm.depth or 0, arm.lane or "")).lane or ""
 
 

@@ -183,6 +183,7 @@ class Inputs(msgspec.Struct, frozen=True, kw_only=True):
     """That lets the budget last; None: nothing tells."""
     breakers: dict[str, str] = {}
     """Arms whose breaker isn't closed: `open`, or `probe` where this task shall try it."""
+    deadline_ms: float | None = None
     trials: list[Trial] = []
     """Canaries that run; none for a task of high risk."""
     policy: str = "thompson"

@@ -30,6 +30,30 @@ class Inline(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     queue_depth: Annotated[int, msgspec.Meta(ge=0, le=10**9)] | None = None
 
 
+class Constraints(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Which candidates may be chosen: agents by `agent_id`, models by name. What is empty allows every one."""
+
+    allow: Annotated[tuple[Label, ...], msgspec.Meta(max_length=ARMS_MAX)] = ()
+    deny: Annotated[tuple[Label, ...], msgspec.Meta(max_length=ARMS_MAX)] = ()
+    models: Annotated[tuple[Label, ...], msgspec.Meta(max_length=ARMS_MAX)] = ()
+
+    def against(self, arm: Arm) -> str | None:
+        """Why the arm may not be chosen."""
+        if arm.agent_id in self.deny:
+            return "constraints: denied"
+        if self.allow and arm.agent_id not in self.allow:
+            return "constraints: not among those allowed"
+        if self.models and arm.model not in self.models:
+            return f"constraints: the model is none of {', '.join(self.models)}"
+        return None
+
+    def applied(self, arms: list[Arm]) -> list[Arm]:
+        """The arms, with those excluded that may not be chosen."""
+        return [
+            msgspec.structs.replace(arm, excluded_by=arm.excluded_by or self.against(arm)) for arm in arms
+        ]
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be decided."""
 
@@ -41,6 +65,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     candidates: tuple[Inline, ...] = ()
     objective: Objective = Objective()
     risk: Risk = "low"
+    constraints: Constraints = Constraints()
+    deadline_ms: float | None = None
+    """Who is as likely as not to take longer isn't chosen."""
     budget: Budget = BUDGET
     ttl_ms: int | None = None
     """None: TTL_MS, or the run time that the lane allows one attempt if that is longer."""

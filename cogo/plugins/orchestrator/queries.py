@@ -56,15 +56,17 @@ SENSE_NEW = _SENSE.format(
 
 RECORD = """
 INSERT INTO cogo.decisions (id, tenant, message_id, trace_id, intent, lane, arm, assignment, candidates, reason,
-  policy_version, chosen, propensity, explored, seed, inputs, past, known, seen)
+  policy_version, chosen, propensity, explored, seed, inputs, past, known, seen, idempotency_key, request_digest)
 OVERRIDING SYSTEM VALUE
 VALUES (%(id)s, %(tenant)s, %(message_id)s, %(trace_id)s, %(intent)s, %(lane)s, %(arm)s::jsonb, %(assignment)s::jsonb,
   %(candidates)s::jsonb, %(reason)s, %(policy_version)s, %(chosen)s, %(propensity)s, %(explored)s, %(seed)s,
-  %(inputs)s::jsonb, %(past)s::jsonb, %(known)s, %(seen)s::pg_snapshot)
+  %(inputs)s::jsonb, %(past)s::jsonb, %(known)s, %(seen)s::pg_snapshot, %(key)s, %(digest)s)
+ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id
 """
 COUNT_TASK = "SELECT cogo.count_task(%(tenant)s, to_timestamp(%(now_ms)s::float8 / 1000), %(lambda_cost)s)"
 RESERVE = """
-SELECT cogo.reserve(%(tenant)s, to_timestamp(%(now_ms)s::float8 / 1000), %(least)s::numeric, %(most)s::numeric)::float8 AS granted
+SELECT cogo.reserve(%(tenant)s, coalesce(to_timestamp(%(now_ms)s::float8 / 1000), cogo.now()), %(least)s::numeric,
+  %(most)s::numeric)::float8 AS granted
 """
 HOLD = """
 INSERT INTO cogo.budget_holds AS h (root_id, tenant, max_cost_usd, max_tokens, reserved_usd)
@@ -83,6 +85,24 @@ SELECT m.id, m.payload ->> 'request_digest' AS digest, d.id AS decision_id, d.la
 FROM public.agent_messages m
 LEFT JOIN cogo.decisions d ON d.message_id = m.id
 WHERE m.tenant = %s AND m.idempotency_key = %s
+"""
+EARLIER_DECISION = """
+SELECT d.id AS decision_id, d.request_digest AS digest, d.lane, d.reason, d.policy_version, d.arm::text AS arm,
+  d.assignment::text AS assignment, d.candidates::text AS candidates, d.propensity, d.explored, d.seed, d.known
+FROM cogo.decisions d WHERE d.tenant = %s AND d.idempotency_key = %s
+"""
+TO_EXECUTE = """
+SELECT d.id, d.tenant, d.intent, d.lane, d.message_id, d.assignment::text AS assignment,
+  (d.candidates -> d.chosen ->> 'cost_usd')::float8 AS cost_usd,
+  (SELECT b.limit_usd - b.spent_usd - b.reserved_usd FROM cogo.budgets b WHERE b.tenant = d.tenant)::float8 AS left_usd
+FROM cogo.decisions d
+WHERE d.id = %(id)s AND d.chosen IS NOT NULL AND (%(tenants)s::text[] IS NULL OR d.tenant = ANY (%(tenants)s))
+FOR UPDATE OF d
+"""
+EXECUTED = """
+UPDATE cogo.decisions SET message_id = %(message_id)s, lane = %(lane)s, trace_id = %(trace_id)s,
+  assignment = %(assignment)s::jsonb
+WHERE id = %(id)s RETURNING id
 """
 DECISION = """
 SELECT d.id, d.created_at, d.tenant, d.message_id, d.trace_id, d.intent, d.lane, d.arm::text AS arm,

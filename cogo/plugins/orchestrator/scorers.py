@@ -71,7 +71,7 @@ def slo_miss(found: Expected) -> Score:
     """How likely a run fails or takes longer than the objective allows."""
     value = 1 - found.mean[OK] * found.in_time
     var = found.var[OK] * found.in_time**2 + (found.mean[OK] * found.density) ** 2 * found.var[LATENCY]
-    return Score(value, math.sqrt(var), 0.0, f"{math.exp(found.mean[LATENCY]):.0f} ms as a rule")
+    return Score(value, math.sqrt(var), 0.0, f"{math.exp(min(found.mean[LATENCY], 30)):.0f} ms as a rule")
 
 
 def utility_sd(found: Expected, objective: Objective, a_dollar: float, price: float) -> float:
