@@ -142,7 +142,7 @@ def _probabilities(inputs: Inputs, beliefs: Beliefs, feasible: list[Scored]) -> 
         return policies.epsilon_greedy(means, means)
     exploration = inputs.exploration
     if inputs.policy == "epsilon-greedy":
-        exploration = policies.annealed(exploration, 0.2, beliefs.n)
+        exploration = policies.annealed(exploration, 0.2, beliefs.clock)
     costs = np.array([score.cost_usd for score in feasible])
     return policies.floored(p, exploration, policies.affordable(costs, inputs.usd_a_task))
 

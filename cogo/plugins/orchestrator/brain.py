@@ -146,7 +146,7 @@ def _trial(one: Canary, arms: list[Arm]) -> Trial:
 def _remember(mind: Mind, inputs: Inputs, choice: Choice) -> None:
     chosen = inputs.arms[choice.index].key
     if inputs.breakers.get(chosen) == "probe":
-        mind.breakers[chosen].probing(mind.beliefs.n)
+        mind.breakers[chosen].probing(mind.beliefs.clock)
     live = [s for arm, s in zip(inputs.arms, choice.scores, strict=True)
             if arm.excluded_by is None and arm.key not in inputs.breakers]  # fmt: skip
     if live:
@@ -161,7 +161,7 @@ def _decision(
 ) -> Decision:  # fmt: skip
     arm, score = inputs.arms[choice.index], choice.scores[choice.index]
     past = Past(
-        arm=arm.key, task=inputs.task, n=mind.beliefs.n, at_ms=sensed.now_ms, price=arm.price(inputs.objective),
+        arm=arm.key, task=inputs.task, n=mind.beliefs.clock, at_ms=sensed.now_ms, price=arm.price(inputs.objective),
         depth=arm.depth, forecast=choice.forecast, probe=inputs.breakers.get(arm.key) == "probe",
         tried=choice.tried,
     )  # fmt: skip
@@ -170,7 +170,7 @@ def _decision(
         arm={"agent_id": arm.agent_id, "version": arm.version, "model": arm.model},
         assignment=plan.assignment(request, arm, max_cost_usd=request.budget.maxCostUsd),
         scores=choice.scores, propensity=choice.propensity, explored=choice.explored, reason=choice.reason,
-        policy_version=settings.version, seed=seed, known=mind.beliefs.n, chosen=choice.index, inputs=inputs,
+        policy_version=settings.version, seed=seed, known=mind.beliefs.clock, chosen=choice.index, inputs=inputs,
         past=past, seen=mind.seen or "", now_ms=sensed.now_ms, has_budget=sensed.budget is not None,
         least_usd=COST_MARGIN * score.cost_usd,
     )  # fmt: skip

@@ -23,7 +23,7 @@ EJECTED_TASKS: Final = 20
 TIMES_MAX: Final = 10
 PROBES: Final = 2
 PROBE_EVERY: Final = 30
-"""Outcomes after which a probe that nobody answered for may be repeated."""
+"""Tasks after which a probe that nobody answered for may be repeated."""
 
 
 class Breaker(msgspec.Struct):
@@ -39,7 +39,7 @@ class Breaker(msgspec.Struct):
     recent: deque[tuple[int, bool]] = msgspec.field(default_factory=lambda: deque(maxlen=20))
 
     def note(self, past: Past, n: int) -> None:
-        """A run ended; `n` outcomes are known."""
+        """A run ended; `n` tasks' outcomes are known."""
         if past.ok is None or (past.excused and not past.probe):
             return
         self.recent.append((past.at_ms, past.ok))

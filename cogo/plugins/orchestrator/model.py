@@ -68,7 +68,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     arm: str
     task: Task
     n: int
-    """Outcomes that were known when the decision was made."""
+    """Tasks whose outcomes were known when the decision was made."""
     at_ms: int
     ok: bool | None = None
     """None: only a verdict."""

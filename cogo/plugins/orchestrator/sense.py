@@ -85,7 +85,7 @@ class Mind:
     def fold(self, row: dict[str, Any]) -> None:
         """Learn from an outcome."""
         past = past_of(row)
-        self.breakers[past.arm].note(past, self.beliefs.n)
+        self.breakers[past.arm].note(past, self.beliefs.clock)
         self.beliefs.fold(past)
         if past.tried is not None:
             counts = self.counts.get(past.tried.id)
@@ -101,13 +101,15 @@ class Mind:
     def state_of(self, arm: Arm, now_ms: int) -> str:
         """Of its breaker: closed, open or half_open."""
         breaker = self.breakers.get(arm.key)
-        return "closed" if breaker is None else breaker.state(now_ms, self.beliefs.n)
+        return "closed" if breaker is None else breaker.state(now_ms, self.beliefs.clock)
 
     def broken(self, arm: Arm, now_ms: int) -> str | None:
         """Why its breaker is open, if it is."""
         breaker = self.breakers.get(arm.key)
         return (
-            breaker.cause if breaker is not None and breaker.state(now_ms, self.beliefs.n) == "open" else None
+            breaker.cause
+            if breaker is not None and breaker.state(now_ms, self.beliefs.clock) == "open"
+            else None
         )
 
     def about(self, arm: Arm, now_ms: int) -> dict[str, Any]:
@@ -115,7 +117,7 @@ class Mind:
         breaker = self.breakers.get(arm.key) or Breaker()
         found = self.beliefs.record(arm.key)
         return {
-            "breaker": {"state": breaker.state(now_ms, self.beliefs.n), "cause": breaker.cause, "times": breaker.times},
+            "breaker": {"state": breaker.state(now_ms, self.beliefs.clock), "cause": breaker.cause, "times": breaker.times},
             "n_eff": found.runs, "success": found.success, "reward": found.reward,
             "latency_ms": found.latency_ms,
         }  # fmt: skip

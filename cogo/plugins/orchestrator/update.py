@@ -7,7 +7,7 @@ intent alone. How much each counts is what its forecasts were worth lately, so t
 memory, one that changed the short one, and nobody has to say when.
 
 Everything is a sum of terms that a decision and its outcome determine, with forward decay (Cormode et al. 2009): a
-term's weight grows with the number of outcomes that were known when its decision was made, and only ratios of
+term's weight grows with the number of tasks whose outcomes were known when its decision was made, and only ratios of
 weights count. So the order in which outcomes arrive makes no difference, and replicas that have read the same rows
 believe the same. What an arm has shown leans on what all arms of the tenant have shown, by ridge regression
 toward the pooled model: a new arm begins as the average one, with a wide uncertainty.
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float64]
 STEADY, RECENT, INTENT = 0, 1, 2
 RUNS, VERDICTS = 0, 1
 MEMORY: Final = np.array([5_000.0, 200.0, 5_000.0])
-"""Outcomes of the tenant after which a term of each model counts 1/e."""
+"""Tasks of the tenant after which a term of each model counts 1/e."""
 RIDGE: Final = (1.0, 3.0, 6.0)
 """Of the intercept, an intent, a feature: how many outcomes' worth of evidence the pooled model is."""
 PRIOR: Final = np.array([0.95, 1.0, math.log(1_500), 0.6])
@@ -39,7 +39,7 @@ NOISE: Final = np.array([0.06, 0.2, 0.25, 0.09])
 NOISE_MASS: Final = 5.0
 NOISE_MEMORY: Final = 300.0
 LOSS_MEMORY: Final = (30.0, 200.0)
-"""For how many outcomes forecasts are judged: of all arms together, and of one arm."""
+"""For how many tasks forecasts are judged: of all arms together, and of one arm."""
 LOSS_SHARE: Final = 2.0
 """How much the losses of all arms say about the models of one, beside its own."""
 LOSS_PRIOR: Final = np.array([0.0, 2.0, 2.0])
@@ -145,10 +145,11 @@ class Foretold(NamedTuple):
 
 
 class Beliefs:
-    """What a tenant's outcomes say. `n` counts them; it is what decisions write down as what they knew."""
+    """What a tenant's outcomes say. `n` counts them; it is what decisions write down as what they knew. Ages go by `clock`."""
 
     def __init__(self) -> None:
         self.n = 0
+        self._rows = [0, 0]
         self._landmark = 0.0
         self._spaces: dict[int, _Space] = {}
         self._loss: dict[str, Floats] = {}
@@ -156,11 +157,17 @@ class Beliefs:
         self._noise = np.zeros((2, len(TARGETS)))
         self._evidence: dict[str, float] = {}
 
+    @property
+    def clock(self) -> int:
+        """How many tasks the outcomes are of: a run and the verdict on it are two rows, and time passes once."""
+        return max(self._rows)
+
     # -- learning ---------------------------------------------------------------------------------
 
     def fold(self, past: Past) -> None:
         """Add one outcome. What isn't the arm's fault teaches nothing about it, but counts."""
         self.n += 1
+        self._rows[RUNS if past.ok is not None else VERDICTS] += 1
         if past.excused or (past.ok is None and past.reward is None):
             return
         self._move_landmark(past.n)
@@ -212,13 +219,13 @@ class Beliefs:
 
     def noise(self) -> Floats:
         """Variance of single outcomes around their forecasts, of TARGETS."""
-        total, mass = self._noise * math.exp(-(self.n - self._landmark) / NOISE_MEMORY)
+        total, mass = self._noise * math.exp(-(self.clock - self._landmark) / NOISE_MEMORY)
         found: Floats = (total + NOISE_MASS * NOISE) / (mass + NOISE_MASS)
         return found
 
     def evidence(self, arm: str) -> float:
         """Runs of the arm, those long ago for less."""
-        return float(self._evidence.get(arm, 0.0) * math.exp(-(self.n - self._landmark) / MEMORY[0]))
+        return float(self._evidence.get(arm, 0.0) * math.exp(-(self.clock - self._landmark) / MEMORY[0]))
 
     def arms(self) -> list[str]:
         """Whoever has shown something."""
@@ -226,7 +233,7 @@ class Beliefs:
 
     def record(self, arm: str) -> Record:
         """How an arm's runs went on the mean: the first column of x is 1, so its sums are sums of outcomes."""
-        fade = math.exp(-(self.n - self._landmark) / MEMORY[STEADY])
+        fade = math.exp(-(self.clock - self._landmark) / MEMORY[STEADY])
         runs, ok, log_ms, verdicts, reward = np.zeros(5)
         for space in self._spaces.values():
             if (sums := space.sums.get(("arm", arm))) is not None:
@@ -243,7 +250,7 @@ class Beliefs:
     def foretell(self, task: Task, arms: Sequence[tuple[str, int | None]]) -> Foretold:
         """What to expect of each arm (its name, its queue's depth or None) for the task."""
         space = self._spaces.get(len(task.features)) or _Space(len(task.features))
-        fade = np.exp(-(self.n - self._landmark) / MEMORY)
+        fade = np.exp(-(self.clock - self._landmark) / MEMORY)
         xs = np.array([space.x(task, depth) for _, depth in arms])
         names = [arm for arm, _ in arms]
         ridge, start = space.ridge(), np.zeros((1, 2, 1, space.width, len(RUN_TARGETS)))
@@ -263,7 +270,7 @@ class Beliefs:
 
     def _shares(self, arms: list[str]) -> Floats:
         """How much each model counts, of (arm, model, target)."""
-        age = self.n - self._landmark
+        age = self.clock - self._landmark
         nothing = np.zeros_like(self._loss_of_all)
         loss = LOSS_PRIOR[:, None] + LOSS_SHARE * self._loss_of_all * math.exp(-age / LOSS_MEMORY[0])
         own = np.array([self._loss.get(arm, nothing) for arm in arms]) * math.exp(-age / LOSS_MEMORY[1])
