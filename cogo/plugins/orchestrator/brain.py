@@ -170,7 +170,7 @@ def _decision(
         arm={"agent_id": arm.agent_id, "version": arm.version, "model": arm.model},
         assignment=plan.assignment(request, arm, max_cost_usd=request.budget.maxCostUsd),
         scores=choice.scores, propensity=choice.propensity, explored=choice.explored, reason=choice.reason,
-        policy_version=settings.version, seed=seed, known=mind.beliefs.clock, chosen=choice.index, inputs=inputs,
+        policy_version=settings.version, seed=seed, known=mind.beliefs.n, chosen=choice.index, inputs=inputs,
         past=past, seen=mind.seen or "", now_ms=sensed.now_ms, has_budget=sensed.budget is not None,
         least_usd=COST_MARGIN * score.cost_usd,
     )  # fmt: skip
