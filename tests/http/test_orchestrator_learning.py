@@ -214,3 +214,21 @@ async def test_fifty_callers_of_two_processes_share_one_budget(serve: Any) -> No
     assert await db.fetch_value("SELECT sum(reserved_usd)::float8 FROM cogo.budget_holds") == pytest.approx(
         1.0
     )
+
+
+async def test_who_did_well_on_the_code_at_hand_gets_it(brained: Served) -> None:
+    """Two arms that are equally good on the whole, each on its own part of the code."""
+    async with brained.as_("operator", "acme") as client:
+        at_home = {"good": "store/ledger.py", "bad": "web/forms.py"}
+        for n in range(60):
+            path = list(at_home.values())[n % 2]
+            found = await decided(client, payload={"path": path})
+            arm = found["arm"]["agent_id"]
+            await told(client, found, ok=True, reward=0.9 if at_home[arm] == path else 0.3, latency_ms=300)
+        for arm, path in at_home.items():
+            found = await decided(client, payload={"paths": [path]})
+            kg = {score["agent_id"]: score["kg"] for score in found["scores"]}
+            assert max(kg, key=lambda name: kg[name]) == arm
+            p = {score["agent_id"]: score["p"] for score in found["scores"]}
+            assert p[arm] > 0.9, found["scores"]
+        assert (await decided(client))["scores"][0]["kg"] is None, "no code is named"

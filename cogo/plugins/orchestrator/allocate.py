@@ -12,7 +12,7 @@ import numpy as np
 from cogo import errors
 
 from . import policies, scorers
-from .model import Arm, Choice, Inputs, Scored, Tried
+from .model import Arm, Choice, Inputs, Scored, Tried, Uncertainty
 from .update import Beliefs
 
 UPPER_SD: Final = 3.0
@@ -34,7 +34,7 @@ def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     foretold = beliefs.foretell(inputs.task, [(arm.key, arm.depth) for arm in inputs.arms])
     noise = beliefs.noise()
     scored = [
-        _scored(inputs, arm, found, noise, beliefs.evidence(arm.key))
+        _scored(inputs, arm, found, noise, beliefs)
         for arm, found in zip(inputs.arms, scorers.expected(foretold, noise, inputs.objective), strict=True)
     ]
     scored = _filtered(inputs, scored)
@@ -58,26 +58,34 @@ def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     )  # fmt: skip
 
 
-def _scored(inputs: Inputs, arm: Arm, found: scorers.Expected, noise: policies.Floats, n: float) -> Scored:
-    objective = inputs.objective
-    health, quality = scorers.health(found, n), scorers.quality(found, n)
-    cost, miss = scorers.cost(found, arm, objective, n), scorers.slo_miss(found)
+def _scored(
+    inputs: Inputs, arm: Arm, found: scorers.Expected, noise: policies.Floats, beliefs: Beliefs
+) -> Scored:
+    objective, n, modules = inputs.objective, beliefs.evidence(arm.key), inputs.task.modules
+    said = {
+        "health": scorers.health(found, n), "quality": scorers.quality(found, n),
+        "cost": scorers.cost(found, arm, objective, n), "p_slo_miss": scorers.slo_miss(found),
+    }  # fmt: skip
+    if modules:
+        said["kg"] = scorers.kg(found, beliefs.on_code(arm.key, modules))
+    health, quality, kg = said["health"], said.get("kg", said["quality"]), said.get("kg")
     usd = found.mean[scorers.COST] * arm.price(objective)
     utility = (
         objective.w_quality * health.value * quality.value
         - inputs.a_dollar * usd
-        - objective.w_slo * miss.value
+        - objective.w_slo * said["p_slo_miss"].value
     )
     usd_sd = math.sqrt(found.var[scorers.COST]) * arm.price(objective)
     sd = scorers.utility_sd(found, objective, inputs.a_dollar, arm.price(objective))
     over = _over_budget(inputs, arm, usd, usd_sd, float(noise[scorers.COST]))
     return Scored(
         agent_id=arm.agent_id, version=arm.version, model=arm.model, lane=arm.lane, depth=arm.depth,
-        holders=arm.holders, health=health.value, quality=quality.value, cost=cost.value,
-        p_slo_miss=miss.value, cost_usd=usd, utility=utility, sd=sd,
+        holders=arm.holders, health=health.value, quality=said["quality"].value, cost=said["cost"].value,
+        kg=kg.value if kg else None, p_slo_miss=said["p_slo_miss"].value,
+        uncertainty=Uncertainty(**{name: score.sd for name, score in said.items()}), cost_usd=usd, utility=utility, sd=sd,
         ci=(utility - NINE_TENTHS * sd, utility + NINE_TENTHS * sd), evidence=n, p=0.0,
         excluded_by=arm.excluded_by or _too_risky(inputs, health) or _too_slow(inputs, found) or over,
-        reason=", ".join(score.reason for score in (health, quality, cost, miss)),
+        reason=", ".join(score.reason for score in said.values()),
     )  # fmt: skip
 
 

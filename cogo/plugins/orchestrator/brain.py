@@ -8,9 +8,9 @@ import msgspec
 
 from cogo import Assignment, Database, errors
 
-from . import allocate, canary, plan, policies, queries, sense
+from . import allocate, canary, code, plan, policies, queries, sense, shards
 from .canary import Canary
-from .model import Arm, Choice, Inputs, Past, Reader, Scored, Trial
+from .model import Arm, Choice, Inputs, Modules, Past, Reader, Scored, Task, Trial
 from .plan import Request
 from .sense import Mind, Sensed
 
@@ -70,12 +70,14 @@ async def decide(db: Database, reader: Reader, request: Request, settings: Orche
     arms = request.constraints.applied(
         request.inline() or await _lanes(reader, request.intent, request.model)
     )
+    modules = await code.touched(reader, request.tenant, request.payload)
+    arms = shards.placed(arms, modules[0][0] if modules else request.tenant)
     mind = sense.minds_of(db).of(request.tenant)
     async with mind.lock:
         sensed = await mind.sense(reader, request.tenant, request.now_ms)
         canaries = await _moved(reader, mind, sensed, arms)
         arms, running = canary.applied(arms, canaries, request.risk)
-        inputs = _inputs(request, settings, arms, mind, sensed, running)
+        inputs = _inputs(request, settings, arms, mind, sensed, running, modules)
         seed = allocate.drawn(sensed.decision_id, settings.version)
         choice = allocate.choose(inputs, mind.beliefs, seed)
         _remember(mind, inputs, choice)
@@ -116,7 +118,7 @@ async def _moved(reader: Reader, mind: Mind, sensed: Sensed, arms: list[Arm]) ->
 
 def _inputs(
     request: Request, settings: OrchestratorSettings, arms: list[Arm], mind: Mind, sensed: Sensed,
-    running: list[Canary],
+    running: list[Canary], modules: Modules,
 ) -> Inputs:  # fmt: skip
     states = {arm.key: mind.state_of(arm, sensed.now_ms) for arm in arms}
     budget = sensed.budget
@@ -128,7 +130,7 @@ def _inputs(
             if len(mind.recent) >= PACED_TASKS:
                 price = policies.paced(list(mind.recent), usd_a_task)
     return Inputs(
-        task=request.task, objective=request.objective, arms=arms, lambda_cost=price,
+        task=Task(request.intent, request.features, modules), objective=request.objective, arms=arms, lambda_cost=price,
         left_usd=None if budget is None else budget.left_usd, usd_a_task=usd_a_task,
         breakers={key: "probe" if state == "half_open" else state for key, state in states.items() if state != "closed"},
         policy=settings.explore, exploration=settings.exploration, risk=request.risk,

@@ -9,6 +9,11 @@ import msgspec
 from .model import Inputs, Scored
 
 
+def worth(score: Scored) -> float:
+    """How good its work is if it succeeds: on the code at hand, if the task names any."""
+    return score.quality if score.kg is None else score.kg
+
+
 class Flip(msgspec.Struct, frozen=True, kw_only=True):
     """The smallest change of one thing by which another candidate would have had the highest utility.
 
@@ -40,7 +45,7 @@ def flips(inputs: Inputs, scores: list[Scored]) -> list[Flip]:
         usd = behind / inputs.a_dollar if inputs.a_dollar else None
         found.append(Flip(
             agent_id=score.agent_id, version=score.version, model=score.model, behind=behind,
-            quality=quality if quality is not None and score.quality + quality <= 1 else None,
+            quality=quality if quality is not None and worth(score) + quality <= 1 else None,
             cost_usd=usd if usd is not None and usd <= score.cost_usd else None,
         ))  # fmt: skip
     return sorted(found, key=lambda flip: flip.behind)
@@ -53,6 +58,7 @@ def explained(inputs: Inputs, scores: list[Scored], chosen: int, reason: str) ->
     for i, score in enumerate(scores):
         terms = {
             "quality": objective.w_quality * score.health * score.quality,
+            "kg": objective.w_quality * score.health * (worth(score) - score.quality),
             "cost": -objective.w_cost / objective.c_ref_usd * score.cost_usd,
             "budget": -inputs.lambda_cost * score.cost_usd,
             "slo": -objective.w_slo * score.p_slo_miss,

@@ -36,11 +36,17 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     slo_ms: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 10_000.0
 
 
+Modules = tuple[tuple[str, float], ...]
+"""Of code, with weights that sum to 1."""
+
+
 class Task(msgspec.Struct, frozen=True):
     """What is known of a task before it is done."""
 
     intent: str
     features: tuple[float, ...] = ()
+    modules: Modules = ()
+    """That it touches."""
 
 
 class Forecast(msgspec.Struct, frozen=True):
@@ -134,6 +140,16 @@ class Record(msgspec.Struct, frozen=True):
     latency_ms: float | None
 
 
+class Uncertainty(msgspec.Struct, frozen=True, kw_only=True):
+    """Standard deviations of the means of scores."""
+
+    health: float
+    quality: float
+    cost: float
+    p_slo_miss: float
+    kg: float | None = None
+
+
 class Scored(msgspec.Struct, frozen=True, kw_only=True):
     """A candidate with all that speaks for and against it. Scores are in 0..1, `utility` is the objective's."""
 
@@ -146,7 +162,10 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     health: float
     quality: float
     cost: float
+    kg: float | None
+    """Worth of its work on the code that the task touches, in 0..1; None: the task names none."""
     p_slo_miss: float
+    uncertainty: Uncertainty
     cost_usd: float
     """Expected of one run."""
     utility: float

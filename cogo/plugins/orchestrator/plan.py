@@ -8,7 +8,7 @@ import msgspec
 
 from cogo import Assignment, Budget
 
-from .model import Arm, Objective, Task
+from .model import Arm, Objective
 
 Risk = Literal["low", "medium", "high"]
 TTL_MS: Final = 60_000
@@ -73,10 +73,6 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """None: TTL_MS, or the run time that the lane allows one attempt if that is longer."""
     now_ms: int | None = None
     """The caller's clock, in simulations."""
-
-    @property
-    def task(self) -> Task:
-        return Task(self.intent, self.features)
 
     def inline(self) -> list[Arm]:
         """The caller's candidates as arms."""

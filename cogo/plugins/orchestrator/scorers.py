@@ -60,6 +60,13 @@ def quality(found: Expected, evidence: float) -> Score:
     return Score(value, math.sqrt(found.var[QUALITY]), evidence, f"verdicts of {value:.2f}")
 
 
+def kg(found: Expected, on_code: tuple[float, float, float]) -> Score:
+    """How good the work is on the code that the task touches, as far as it did any there."""
+    better, sd, evidence = on_code
+    value = min(max(found.mean[QUALITY] + better, 0.0), 1.0)
+    return Score(value, sd, evidence, f"{better:+.2f} on this code by {evidence:.1f} runs there")
+
+
 def cost(found: Expected, arm: Arm, objective: Objective, evidence: float) -> Score:
     """1 is free, 0 is what the objective refers to, or dearer; of a run that succeeds."""
     usd = found.mean[COST] * arm.price(objective) / max(found.mean[OK], 0.05)

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from .model import RUN_TARGETS, TARGETS, Forecast, Past, Record, Task
+from .model import RUN_TARGETS, TARGETS, Forecast, Modules, Past, Record, Task
 
 Floats = npt.NDArray[np.float64]
 
@@ -40,10 +40,16 @@ NOISE_MASS: Final = 5.0
 NOISE_MEMORY: Final = 300.0
 LOSS_MEMORY: Final = (30.0, 200.0)
 """For how many tasks forecasts are judged: of all arms together, and of one arm."""
-LOSS_SHARE: Final = 2.0
+LOSS_SHARE: Final = 4.0
 """How much the losses of all arms say about the models of one, beside its own."""
-LOSS_PRIOR: Final = np.array([0.0, 2.0, 2.0])
+LOSS_PRIOR: Final = np.array([0.0, 1.0, 1.5])
 """In nats: without reasons the long memory counts."""
+KG_MASS: Final = 5.0
+"""So many tasks' worth of nothing in particular about a module."""
+KG_NOISE: Final = 0.1
+"""Variance of what a task was worth around what was expected of it."""
+MODULES_MAX: Final = 2_000
+"""Of which an arm's work is remembered; the lightest are forgotten."""
 INTENTS_MAX: Final = 32
 """Intents that have a place of their own; more share the last one."""
 SQUASH: Final = 4.0
@@ -156,6 +162,8 @@ class Beliefs:
         self._loss_of_all = np.zeros((3, len(TARGETS)))
         self._noise = np.zeros((2, len(TARGETS)))
         self._evidence: dict[str, float] = {}
+        self._code: dict[str, dict[str, Floats]] = {}
+        """Of an arm and a module: how much was done there, and how much better than expected it was, weighed."""
 
     @property
     def clock(self) -> int:
@@ -176,6 +184,7 @@ class Beliefs:
         space = self._spaces.setdefault(len(past.task.features), _Space(len(past.task.features)))
         x = space.x(past.task, past.depth, learn=True)
         y = past.targets()
+        self._note_code(past, math.exp(age / MEMORY[STEADY]))
         keys = (("pool",), ("arm", past.arm), ("arm", past.arm, past.task.intent))
         for key, among in zip(keys, (weights[:2], weights[:2], weights[2:]), strict=True):
             sums = space.of(key, len(among))
@@ -184,6 +193,19 @@ class Beliefs:
             if past.reward is not None:
                 sums.add(VERDICTS, x, y[3:], among * past.weight)
         self._judge(past, y, age)
+
+    def _note_code(self, past: Past, weight: float) -> None:
+        """How much better than expected the work was, for each module that it touched; of successes a verdict says it."""
+        if not past.task.modules or (past.ok is not False and past.reward is None):
+            return
+        ok, _, _, quality = (np.array(past.forecast.means) * past.forecast.shares).sum(0)
+        better = 0.0 - ok * quality if past.reward is None else past.reward - quality
+        code = self._code.setdefault(past.arm, {})
+        for module, share in past.task.modules:
+            code[module] = code.get(module, np.zeros(2)) + weight * share * np.array([1.0, better])
+        if len(code) > MODULES_MAX:
+            kept = sorted(code.items(), key=lambda one: (-one[1][0], one[0]))[: MODULES_MAX // 2]
+            self._code[past.arm] = dict(kept)
 
     def _judge(self, past: Past, y: Floats, age: float) -> None:
         """How far the forecasts that the decision was made by were from what happened."""
@@ -214,6 +236,8 @@ class Beliefs:
         self._loss = {arm: loss * math.exp(-age / LOSS_MEMORY[1]) for arm, loss in self._loss.items()}
         self._noise *= math.exp(-age / NOISE_MEMORY)
         self._evidence = {arm: n * fade[0] for arm, n in self._evidence.items()}
+        for arm, code in self._code.items():
+            self._code[arm] = {module: both * fade[STEADY] for module, both in code.items()}
 
     # -- foretelling ------------------------------------------------------------------------------
 
@@ -226,6 +250,16 @@ class Beliefs:
     def evidence(self, arm: str) -> float:
         """Runs of the arm, those long ago for less."""
         return float(self._evidence.get(arm, 0.0) * math.exp(-(self.clock - self._landmark) / MEMORY[0]))
+
+    def on_code(self, arm: str, modules: Modules) -> tuple[float, float, float]:
+        """By how much better than elsewhere the arm's work on these modules is, its standard deviation, and the evidence."""
+        known, fade = self._code.get(arm, {}), math.exp(-(self.clock - self._landmark) / MEMORY[STEADY])
+        mass, better = 0.0, 0.0
+        for module, share in modules:
+            if module in known:
+                mass += share * float(known[module][0]) * fade
+                better += share * float(known[module][1]) * fade
+        return better / (mass + KG_MASS), math.sqrt(KG_NOISE / (mass + KG_MASS)), mass
 
     def arms(self) -> list[str]:
         """Whoever has shown something."""
