@@ -98,6 +98,8 @@ async def test_feedback_counts_once(brained: Served) -> None:
         ({"decision_id": 1, "ok": True, "reward": 1.5}, 422),
         ({"decision_id": 1, "ok": True, "error_class": "callee"}, 422),
         ({"decision_id": 1, "ok": True, "now_ms": 5}, 422),
+        ({"decision_id": 1, "reward": 1.0, "source": "run"}, 422),
+        ({"decision_id": 1, "reward": 1.0, "source": "Some Body"}, 422),
     ],
 )
 async def test_feedback_that_makes_no_sense_is_refused(

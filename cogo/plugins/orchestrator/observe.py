@@ -13,9 +13,11 @@ from cogo import Database, errors
 
 from . import queries
 
-WEIGHTS: Final = {"build_test": 1.0, "human": 1.0, "judge": 0.5, "implicit": 0.25}
-"""How much a verdict counts, by where it comes from."""
-Source = Literal["build_test", "human", "judge", "implicit"]
+WEIGHTS: Final = {"judge": 0.5, "implicit": 0.25}
+"""How much a verdict counts that comes from a model, or is read from what somebody did; every other one counts 1."""
+RUN: Final = "run"
+"""The source of how a run ended, in the table of outcomes."""
+Source = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 
 
 class Feedback(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -31,7 +33,8 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cost_usd: Annotated[float, msgspec.Meta(ge=0, le=1e6)] | None = None
     latency_ms: Annotated[float, msgspec.Meta(ge=0, le=1e10)] | None = None
     reward: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
-    source: Source = "implicit"
+    source: Source = "caller"
+    """Whose verdict: `build_test`, `human`, `judge`, `implicit`, or a name of the caller's own."""
     comment: Annotated[str, msgspec.Meta(max_length=2_000)] | None = None
     idempotency_key: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] = ""
     now_ms: Annotated[int, msgspec.Meta(ge=0, le=2**52)] | None = None
@@ -51,6 +54,8 @@ async def observe(db: Database, feedback: Feedback, tenants: list[str] | None) -
         if feedback.cost_usd is not None or feedback.latency_ms is not None:
             raise errors.Invalid("a cost or a time is one of a run: say whether it was ok - at `$.ok`")
         raise errors.Invalid("feedback has `ok` or `reward`, or both - at `$`")
+    if feedback.source == RUN:
+        raise errors.Invalid("`run` isn't whose verdict it is - at `$.source`")
     if feedback.ok and feedback.error_class:
         raise errors.Invalid("a run that is ok has no class of error - at `$.error_class`")
     row = await db.fetch_one(queries.FEEDBACK, _params(feedback, tenants))
@@ -71,5 +76,5 @@ def _params(feedback: Feedback, tenants: list[str] | None) -> dict[str, Any]:
         "cost_usd": feedback.cost_usd, "latency_ms": feedback.latency_ms,
         # The verdict on a run that failed says nothing that the failure doesn't.
         "reward": None if ok is False else feedback.reward, "source": feedback.source,
-        "weight": WEIGHTS[feedback.source], "key": feedback.idempotency_key, "comment": feedback.comment,
+        "weight": WEIGHTS.get(feedback.source, 1.0), "key": feedback.idempotency_key, "comment": feedback.comment,
     }  # fmt: skip
