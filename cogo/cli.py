@@ -61,7 +61,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "config": ("cogo.commands.operate:config", "Print every setting, its origin and its name."),
         "plugins": ("cogo.commands.operate:plugins", "List the installed roles and commands."),
         "doctor": ("cogo.commands.doctor:doctor", "Check the installation; exit 1 if something is wrong."),
-        "explain": ("cogo.commands.operate:explain", "Explain an error code."),
+        "explain": ("cogo.commands.operate:explain", "Explain an error code, or a decision by its number."),
         "token": ("cogo.commands.operate:token", "Mint an access token for the HTTP API."),
         "healthcheck": ("cogo.commands.serve:healthcheck", "Exit 0 if the local server is ready."),
     },

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 ROLES = ("viewer", "operator", "admin")
 
 
-@command(example="cogo explain budget_exceeded")
+@command(example="cogo explain budget_exceeded\ncogo explain 12")
 @click.argument("code", required=False)
-def explain(code: str | None, *, as_json: bool) -> None:
-    """Explain an error code.
+async def explain(code: str | None, *, as_json: bool) -> None:
+    """Explain an error code, or a decision by its number.
 
-    Without CODE it lists all of them.
+    Without CODE it lists all codes.
     """
     from cogo.core.errors import CODES
 
+    if code is not None and code.isascii() and code.isdigit() and len(code) < 16:
+        from cogo.commands import decisions
+
+        found = await decisions.explanation(int(code))
+        emit(found) if as_json else decisions.show(found)
+        return
     if code is None:
         rows = [(name, kind.summary()) for name, kind in sorted(CODES.items())]
         if as_json:

@@ -104,3 +104,23 @@ def test_the_login_address_opens_the_dashboard(served: Binary):
 def test_the_schema_is_up_to_date_on_an_embedded_database(served: Binary):
     """`cogo migrate` finds nothing to do where `cogo serve` has migrated."""
     assert served.json("migrate") == {"applied": []}
+
+
+def test_a_decision_is_explained_by_its_number(binary: Binary):
+    """`explain ID` shows candidates, terms and what came of it; `eval replay` makes the decision again."""
+    binary.serve("--roles", "orchestrator,executor,gateway", holder="harbour-1")
+    asked = '{"intent": "chat", "payload": {"question": "who pays late?"}}'
+    assert binary.json("send", "orchestrator/decide@demo", asked, "--wait", "10")["status"] == "done"
+    found = binary.json("explain", "1")
+    assert (found["intent"], found["lane"], found["propensity"]) == ("chat", "gateway/chat/0", 1.0)
+    (candidate,) = found["candidates"]
+    assert abs(sum(candidate["terms"].values()) - candidate["utility"]) < 1e-9
+    assert [outcome["ok"] for outcome in found["outcomes"]] == [True]
+    text = binary.run("explain", "1").stdout
+    assert "the only candidate" in text
+    assert "-> " in text
+    assert "came of it: done after" in text
+    unknown = binary.run("explain", "999")
+    assert "error[not_found]" in unknown.stderr
+    assert unknown.returncode == 1
+    assert binary.json("eval", "replay", "--tenant", "demo") == {"decisions": 1, "equal": 1, "different": []}
