@@ -26,16 +26,16 @@ class Decide(msgspec.Struct, frozen=True):
 
 async def decide(task: Decide, ctx: Context) -> None:
     """Decide, log the decision, and delegate to the executor: one commit, or nothing."""
-    from . import brain, plan
+    from . import brain, ledger, plan
 
     request = plan.Request(tenant=ctx.key.tenant, intent=task.intent, payload=task.payload)
     async with ctx.transaction() as tx:
         decision = await brain.decide(ctx.db, tx, request, ctx.settings or brain.OrchestratorSettings())
         if decision.lane is None:
             raise errors.NoFeasibleArm
-        decision, reserved = await brain.reserve(tx, request, decision)
+        decision, reserved = await ledger.reserve(tx, request, decision)
         await brain.record(tx, decision, message_id=ctx.message_id, trace_id=ctx.trace_id)
-        await brain.hold(tx, decision, ctx.root_id, reserved)
+        await ledger.hold(tx, decision, ctx.root_id, reserved)
         ctx.event("orchestrate_decision", decision_id=decision.id, intent=task.intent, lane=decision.lane,
                   reason=decision.reason)  # fmt: skip
         ctx.log.info(

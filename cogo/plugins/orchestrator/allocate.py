@@ -18,8 +18,6 @@ from .update import Beliefs
 UPPER_SD: Final = 3.0
 """What a run may cost at most, in standard deviations, is held against the budget that is left."""
 BROKEN: Final = "breaker: open"
-NEVER: Final = 30.0
-"""Logarithm of more ms than anybody waits; exp of more would overflow."""
 NINE_TENTHS: Final = 1.645
 
 
@@ -82,7 +80,7 @@ def _scored(
         agent_id=arm.agent_id, version=arm.version, model=arm.model, lane=arm.lane, depth=arm.depth,
         holders=arm.holders, health=health.value, quality=said["quality"].value, cost=said["cost"].value,
         kg=kg.value if kg else None, p_slo_miss=said["p_slo_miss"].value,
-        uncertainty=Uncertainty(**{name: score.sd for name, score in said.items()}), cost_usd=usd, utility=utility, sd=sd,
+        uncertainty=Uncertainty(**{name: score.sd for name, score in said.items()}), cost_usd=usd, latency_ms=scorers.usual_ms(found), utility=utility, sd=sd,
         ci=(utility - NINE_TENTHS * sd, utility + NINE_TENTHS * sd), evidence=n, p=0.0,
         excluded_by=arm.excluded_by or _too_risky(inputs, health) or _too_slow(inputs, found) or over,
         reason=", ".join(score.reason for score in said.values()),
@@ -103,7 +101,7 @@ def _too_risky(inputs: Inputs, health: scorers.Score) -> str | None:
 
 
 def _too_slow(inputs: Inputs, found: scorers.Expected) -> str | None:
-    ms = math.exp(min(found.mean[scorers.LATENCY], NEVER))
+    ms = scorers.usual_ms(found)
     if inputs.deadline_ms is None or ms <= inputs.deadline_ms:
         return None
     return f"deadline: takes {ms:.0f} ms as a rule, {inputs.deadline_ms:.0f} are left"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
 from cogo import Assignment, Database, errors
 
-from . import allocate, canary, code, plan, policies, queries, sense, shards
+from . import allocate, canary, code, plan, policies, queries, sense, shards, slo
 from .canary import Canary
 from .model import Arm, Choice, Inputs, Modules, Past, Reader, Scored, Task, Trial
 from .plan import Request
@@ -17,7 +18,8 @@ from .sense import Mind, Sensed
 EXPLORATION: Final = 0.02
 PACED_TASKS: Final = 2
 """Before so many tasks were seen, the budget's last price counts: that is a process's first look at a tenant."""
-COST_MARGIN: Final = 1.5
+PAGED: Final = 0.25
+"""Of exploration, while the error budget burns too fast."""
 
 
 class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -27,6 +29,9 @@ class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """How the best guess is weighed against what isn't known yet."""
     exploration: Annotated[float, msgspec.Meta(ge=0, le=1)] = EXPLORATION
     """Share of tasks that is spread evenly over all that can take them."""
+    slo_target: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    """Share of runs that succeed in their objective's time. While its error budget burns at the rate of a page, a quarter is
+    explored and canaries are paused; None: it is only shown."""
     simulation: bool = False
     """Take the time of decisions and feedback from the caller (`now_ms`), so that days pass in seconds."""
 
@@ -67,21 +72,53 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 async def decide(db: Database, reader: Reader, request: Request, settings: OrchestratorSettings) -> Decision:
     """Choose who does it. Raises UnknownIntent, NoFeasibleArm, BudgetRefused."""
-    arms = request.constraints.applied(
-        request.inline() or await _lanes(reader, request.intent, request.model)
-    )
-    modules = await code.touched(reader, request.tenant, request.payload)
-    arms = shards.placed(arms, modules[0][0] if modules else request.tenant)
     mind = sense.minds_of(db).of(request.tenant)
+    candidates = await _candidates(reader, request)
     async with mind.lock:
-        sensed = await mind.sense(reader, request.tenant, request.now_ms)
-        canaries = await _moved(reader, mind, sensed, arms)
-        arms, running = canary.applied(arms, canaries, request.risk)
-        inputs = _inputs(request, settings, arms, mind, sensed, running, modules)
+        sensed, inputs = await _diagnosed(reader, request, settings, mind, *candidates)
         seed = allocate.drawn(sensed.decision_id, settings.version)
         choice = allocate.choose(inputs, mind.beliefs, seed)
         _remember(mind, inputs, choice)
         return _decision(request, settings, mind, sensed, inputs, choice, seed)
+
+
+async def foresee(db: Database, request: Request, settings: OrchestratorSettings) -> Scored:
+    """The candidate that is best as things stand, without deciding. Raises as `decide` does."""
+    mind = sense.minds_of(db).of(request.tenant)
+    candidates = await _candidates(db, request)
+    async with mind.lock:
+        _, inputs = await _diagnosed(db, request, settings, mind, *candidates)
+        choice = allocate.choose(inputs, mind.beliefs, 0.0)
+    return max(
+        (score for score in choice.scores if score.excluded_by is None), key=lambda score: score.utility
+    )
+
+
+async def _candidates(reader: Reader, request: Request) -> tuple[list[Arm], Modules]:
+    """Who may do it, of each lane one shard, and the code that the task touches."""
+    arms = request.inline() or await _lanes(reader, request.intent, request.model)
+    arms = request.constraints.applied(arms)
+    modules = await code.touched(reader, request.tenant, request.payload)
+    return shards.placed(arms, modules[0][0] if modules else request.tenant), modules
+
+
+async def _diagnosed(
+    reader: Reader,
+    request: Request,
+    settings: OrchestratorSettings,
+    mind: Mind,
+    arms: list[Arm],
+    modules: Modules,
+) -> tuple[Sensed, Inputs]:
+    """What is new, and what the choice is made by."""
+    sensed = await mind.sense(reader, request.tenant, request.now_ms)
+    page = mind.runs.burn(sensed.now_ms, settings.slo_target).page if settings.slo_target else None
+    canaries = await _moved(reader, mind, sensed, arms, page)
+    arms, running = canary.applied(arms, canaries, request.risk)
+    inputs = _inputs(request, settings, arms, mind, sensed, running, modules)
+    if page is not None:
+        inputs = msgspec.structs.replace(inputs, exploration=inputs.exploration * PAGED)
+    return sensed, inputs
 
 
 async def _lanes(reader: Reader, intent: str, model: str | None) -> list[Arm]:
@@ -100,7 +137,9 @@ def _with_model(arm: Arm, model: str) -> Arm:
     return msgspec.structs.replace(arm, excluded_by=arm.excluded_by or f"model: {model} is asked for")
 
 
-async def _moved(reader: Reader, mind: Mind, sensed: Sensed, arms: list[Arm]) -> list[Canary]:
+async def _moved(
+    reader: Reader, mind: Mind, sensed: Sensed, arms: list[Arm], page: str | None
+) -> list[Canary]:
     """The canaries after what their outcomes, breakers and the time ask for."""
     found = []
     for one in sensed.canaries:
@@ -111,7 +150,9 @@ async def _moved(reader: Reader, mind: Mind, sensed: Sensed, arms: list[Arm]) ->
             )
             for side, matches in (("base", one.is_base), ("canary", one.is_canary))
         }
-        move = canary.due(one, mind.counts.get(one.id), broken["canary"], now, broken["base"] is not None)
+        move = canary.due(
+            one, mind.counts.get(one.id), broken["canary"], now, broken["base"] is not None, page
+        )
         found.append(one if move is None else await canary.make(reader, one, move, "orchestrator"))
     return found
 
@@ -165,7 +206,7 @@ def _decision(
     past = Past(
         arm=arm.key, task=inputs.task, n=mind.beliefs.clock, at_ms=sensed.now_ms, price=arm.price(inputs.objective),
         depth=arm.depth, forecast=choice.forecast, probe=inputs.breakers.get(arm.key) == "probe",
-        tried=choice.tried,
+        tried=choice.tried, slo_ms=inputs.objective.slo_ms,
     )  # fmt: skip
     return Decision(
         id=sensed.decision_id, tenant=request.tenant, intent=request.intent, lane=arm.lane,
@@ -174,61 +215,8 @@ def _decision(
         scores=choice.scores, propensity=choice.propensity, explored=choice.explored, reason=choice.reason,
         policy_version=settings.version, seed=seed, known=mind.beliefs.n, chosen=choice.index, inputs=inputs,
         past=past, seen=mind.seen or "", now_ms=sensed.now_ms, has_budget=sensed.budget is not None,
-        least_usd=COST_MARGIN * score.cost_usd,
+        least_usd=plan.MARGIN * score.cost_usd,
     )  # fmt: skip
-
-
-async def reserve(tx: Reader, request: Request, decision: Decision) -> tuple[Decision, float]:
-    """Take what the work may cost out of the tenant's budget; the assignment is bound by what was granted.
-
-    Raises BudgetRefused when others were faster.
-    """
-    if not decision.has_budget:
-        return decision, 0.0
-    wanted = decision.assignment.budget.maxCostUsd
-    left = decision.inputs.left_usd or 0.0
-    granted = await _granted(
-        tx, decision.tenant, decision.least_usd, left if wanted is None else wanted, decision.now_ms
-    )
-    bound = plan.assignment(request, decision.arm_chosen, max_cost_usd=granted)
-    return msgspec.structs.replace(decision, assignment=bound), granted
-
-
-async def reserve_for(
-    tx: Reader, row: dict[str, Any], assignment: Assignment
-) -> tuple[Assignment, float | None]:
-    """As `reserve`, for a logged decision; None: the tenant has no budget."""
-    if row["left_usd"] is None:
-        return assignment, None
-    wanted, least = assignment.budget.maxCostUsd, COST_MARGIN * (row["cost_usd"] or 0.0)
-    granted = await _granted(
-        tx, row["tenant"], least, max(row["left_usd"], 0.0) if wanted is None else wanted, None
-    )
-    budget = msgspec.structs.replace(assignment.budget, maxCostUsd=granted)
-    return msgspec.structs.replace(assignment, budget=budget), granted
-
-
-async def _granted(tx: Reader, tenant: str, least: float, wanted: float, now_ms: int | None) -> float:
-    params = {"tenant": tenant, "now_ms": now_ms, "least": min(least, wanted), "most": wanted}
-    granted: float | None = (await tx.fetch(queries.RESERVE, params))[0]["granted"]
-    if granted is None:
-        raise errors.BudgetRefused(f"${wanted:.4g} are asked for, and the budget of {tenant!r} has less left")
-    return granted
-
-
-async def hold(tx: Reader, decision: Decision, root: int, reserved: float) -> None:
-    """Open the ledger of a root message with what was reserved for it; the executor's comes too late then."""
-    if decision.has_budget:
-        await hold_for(tx, root, decision.tenant, decision.assignment, reserved)
-
-
-async def hold_for(tx: Reader, root: int, tenant: str, assignment: Assignment, reserved: float) -> None:
-    """Open the ledger of a root message."""
-    budget = assignment.budget
-    params = {
-        "root": root, "tenant": tenant, "cost": budget.maxCostUsd, "tokens": budget.maxTokens, "reserved": reserved,
-    }  # fmt: skip
-    await tx.fetch(queries.HOLD, params)
 
 
 async def record(
@@ -289,3 +277,11 @@ def lane_state(arm: Arm) -> dict[str, Any]:
         "role": role, "shard": None if shard is None else int(shard), "holders": arm.holders, "depth": arm.depth,
         "excluded_by": arm.excluded_by,
     }  # fmt: skip
+
+
+def burning(db: Database, tenant: str, settings: OrchestratorSettings) -> slo.Burn:
+    """How fast the tenant's error budget burns, as far as this process has read; by the newest run's clock if that is ahead."""
+    mind = sense.minds_of(db).of(tenant)
+    return mind.runs.burn(
+        max(time.time_ns() // 1_000_000, mind.runs.newest_ms), settings.slo_target or slo.TARGET
+    )

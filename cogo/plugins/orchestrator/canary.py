@@ -162,6 +162,13 @@ def p_worse(base: Side, canary: Side, margin: float = 0.0) -> float:
     return float(np.clip((theirs * below).sum(), 0, 1))
 
 
+def p_below(side: Side, rate: float) -> float:
+    """Probability that it passes less often than at this rate, by an even prior."""
+    x = (np.arange(GRID) + 0.5) / GRID
+    p = _beta(x, side.passed + 1, side.n - side.passed + 1)
+    return float(np.interp(rate, x, np.cumsum(p) - p / 2))
+
+
 def _beta(x: Any, a: float, b: float) -> Any:
     log = (a - 1) * np.log(x) + (b - 1) * np.log1p(-x)
     p = np.exp(log - log.max())
@@ -172,16 +179,28 @@ def _per_success(side: Side) -> float:
     return side.cost_usd / side.passed if side.passed else 0.0
 
 
-def due(canary: Canary, counts: Counts | None, broken: str | None, now_ms: int, shared: bool) -> Move | None:
-    """What its outcomes, its breaker and the time ask for; `shared`: its base is in trouble as well."""
+def due(
+    canary: Canary,
+    counts: Counts | None,
+    broken: str | None,
+    now_ms: int,
+    shared: bool,
+    page: str | None = None,
+) -> Move | None:
+    """What its outcomes, its breaker and the time ask for.
+
+    shared: its base is in trouble as well; page: how fast the tenant's error budget burns, when that is too fast.
+    """
     if canary.state == "paused":
-        if canary.resume_ms is None or now_ms < canary.resume_ms or shared:
+        if canary.resume_ms is None or now_ms < canary.resume_ms or shared or page:
             return None
         return Move(state="running", step=0, resumes=canary.resumes, cause="tried again")
     if canary.state != "running":
         return None
     if broken is not None and not shared:
         return _stopped(canary, f"its breaker is open: {broken}", None, now_ms)
+    if page is not None:
+        return _stopped(canary, f"the error budget burns {page}", None, now_ms)
     if counts is None or counts.run != canary.run or counts.finding is None:
         return None
     verdict, analysis = counts.finding

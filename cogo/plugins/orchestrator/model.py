@@ -89,6 +89,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     forecast: Forecast
     probe: bool = False
     tried: Tried | None = None
+    slo_ms: float | None = None
 
     @property
     def excused(self) -> bool:
@@ -168,6 +169,8 @@ class Scored(msgspec.Struct, frozen=True, kw_only=True):
     uncertainty: Uncertainty
     cost_usd: float
     """Expected of one run."""
+    latency_ms: float
+    """Of one run, as a rule."""
     utility: float
     sd: float
     """Of the utility's mean, as the policy weighs it."""

@@ -14,6 +14,8 @@ Risk = Literal["low", "medium", "high"]
 TTL_MS: Final = 60_000
 """Time to live of a request, unless its lane's own timeout is longer."""
 BUDGET: Final = Budget(maxCostUsd=0.10, maxTokens=200_000)
+MARGIN: Final = 1.5
+"""Times what is expected has to be left for a run to be paid."""
 Label = Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 FEATURES_MAX: Final = 64
 ARMS_MAX: Final = 64

@@ -11,7 +11,7 @@ from litestar.params import JSONBody
 from cogo import Assignment, Json, RoutingKey, enqueue, errors
 from cogo.web import bounded, db_of, operator, principal_of, tenants_of, trace_id_of, traceparent_of
 
-from . import brain, plan, queries, routes_canaries, routes_state
+from . import brain, ledger, plan, queries, routes_canaries, routes_plan, routes_state
 from .brain import OrchestratorSettings
 from .model import Scored
 from .shapes import (
@@ -128,7 +128,7 @@ async def _enqueue(request: Web, data: DecideRequest, wanted: plan.Request) -> E
         decision = await brain.decide(db_of(request), tx, wanted, settings_of(request))
         lane = decision.lane or await brain.live_lane(tx, wanted.intent)
         decision = msgspec.structs.replace(decision, lane=lane)
-        decision, reserved = await brain.reserve(tx, wanted, decision)
+        decision, reserved = await ledger.reserve(tx, wanted, decision)
         order = {
             "to": lane, "payload": data.payload, "decision_id": decision.id,
             "assignment": msgspec.to_builtins(decision.assignment), "request_digest": digest_of(data),
@@ -136,7 +136,7 @@ async def _enqueue(request: Web, data: DecideRequest, wanted: plan.Request) -> E
         to = RoutingKey.parse(EXECUTE, tenant=data.tenant)
         message = await enqueue(conn, to, order, idempotency_key=data.idempotency_key, traceparent=parent)
         await brain.record(tx, decision, message_id=message, trace_id=trace)
-        await brain.hold(tx, decision, message, reserved)
+        await ledger.hold(tx, decision, message, reserved)
         about = {"decision_id": decision.id, "lane": decision.lane, "reason": decision.reason}
         for kind, detail in (
             ("orchestrate_enqueued", {"intent": data.intent}),
@@ -179,7 +179,7 @@ async def execute(request: Web, data: JSONBody[ExecuteRequest]) -> Executed:
                 return _executed(data, row["message_id"], row["lane"], replayed=True)
             lane = row["lane"] or await brain.live_lane(tx, row["intent"])
             assignment = msgspec.json.decode(row["assignment"], type=Assignment)
-            assignment, reserved = await brain.reserve_for(tx, row, assignment)
+            assignment, reserved = await ledger.reserve_for(tx, row, assignment)
             order = {
                 "to": lane, "payload": data.payload, "decision_id": data.decision_id,
                 "assignment": msgspec.to_builtins(assignment),
@@ -191,7 +191,7 @@ async def execute(request: Web, data: JSONBody[ExecuteRequest]) -> Executed:
                 "assignment": msgspec.json.encode(assignment).decode(),
             })  # fmt: skip
             if reserved is not None:
-                await brain.hold_for(tx, message, row["tenant"], assignment, reserved)
+                await ledger.hold_for(tx, message, row["tenant"], assignment, reserved)
             detail = {"intent": row["intent"], "decision_id": data.decision_id}
             await _tell(request, conn, "orchestrate_enqueued", message, trace, row["tenant"], detail)
     return _executed(data, message, lane, replayed=False)
@@ -206,5 +206,12 @@ def _executed(data: ExecuteRequest, message: int, lane: str, *, replayed: bool) 
 
 def routes(settings: OrchestratorSettings) -> list[Router]:
     """The handlers, which find the settings in their `opt`."""
-    handlers = [decide, decide_enqueue, execute, *routes_state.HANDLERS, *routes_canaries.HANDLERS]
+    handlers = [
+        decide,
+        decide_enqueue,
+        execute,
+        *routes_state.HANDLERS,
+        *routes_canaries.HANDLERS,
+        *routes_plan.HANDLERS,
+    ]
     return [Router("/", route_handlers=handlers, opt={SETTINGS: settings})]

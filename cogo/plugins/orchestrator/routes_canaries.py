@@ -8,7 +8,7 @@ import msgspec
 from litestar import Request, get, post, put
 from litestar.params import FromPath, JSONBody
 
-from cogo import errors
+from cogo import Database, errors
 from cogo.web import Filter, Tenant, admin, bounded, db_of, operator, principal_of, shaped, tenants_of, viewer
 
 from . import canary, plan, queries, sense
@@ -80,8 +80,12 @@ async def canaries(request: Web, tenant: Filter = None) -> dict[str, Any]:
     if tenant is not None:
         tenants = [tenant] if principal_of(request).may_read(tenant) else []
     with bounded():
-        rows = await db_of(request).fetch(queries.CANARIES, {"tenants": tenants, "id": None})
-    return {"canaries": [_as_canary(row) for row in rows]}
+        return {"canaries": await listed(db_of(request), tenants)}
+
+
+async def listed(db: Database, tenants: list[str] | None) -> list[dict[str, Any]]:
+    """Of these tenants (None: of all), the newest first."""
+    return [_as_canary(row) for row in await db.fetch(queries.CANARIES, {"tenants": tenants, "id": None})]
 
 
 @get("/api/orchestrator/canaries/{canary_id:str}", guards=[viewer])

@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody
 from cogo import errors
 from cogo.web import Filter, Tenant, bounded, db_of, operator, shaped, tenants_of, viewer
 
-from . import brain, evaluate, observe, queries, sense
+from . import brain, evaluate, observe, queries, routes_canaries, sense
 from .model import Inputs, Scored
 from .shapes import may, settings_of, simulated
 
@@ -96,6 +96,9 @@ async def state(
         budgets = [shaped(row) for row in await db.fetch(queries.BUDGETS, {"tenants": tenants})]
         of = tenants[0] if tenants and len(tenants) == 1 else None
         believed = await brain.believed(db, of, lanes) if of else [brain.lane_state(arm) for arm in lanes]
+        canaries = [
+            one for one in await routes_canaries.listed(db, tenants) if one["state"] in ("running", "paused")
+        ]
     arms = [
         arm for arm in believed
         if arm["lane"] is None or (service in (None, arm["service"]) and role in (None, arm["role"]))
@@ -104,6 +107,7 @@ async def state(
         arms = [arm for arm in arms if arm["lane"] is not None]
     return {
         "policy": {"active": settings.version, "shadow": None}, "intents": known, "tenant": of, "arms": arms,
+        "canaries": canaries, "slo": None if of is None else brain.burning(db, of, settings),
         "budgets": budgets, "exploration": {"floor": settings.exploration, "policy": settings.explore},
     }  # fmt: skip
 

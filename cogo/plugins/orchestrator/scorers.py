@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -11,6 +12,8 @@ from .model import Arm, Objective
 from .policies import Floats, normal_cdf
 from .update import Foretold
 
+NEVER: Final = 30.0
+"""Logarithm of more ms than anybody waits; exp of more would overflow."""
 OK, COST, LATENCY, QUALITY = range(4)
 LOWEST, HIGHEST = np.array([0, 0, -np.inf, 0]), np.array([1, np.inf, np.inf, 1])
 """What a forecast may mean; linear models know no bounds."""
@@ -74,11 +77,16 @@ def cost(found: Expected, arm: Arm, objective: Objective, evidence: float) -> Sc
     return Score(1.0 - min(usd / objective.c_ref_usd, 1.0), sd, evidence, f"${usd:.4g} a success")
 
 
+def usual_ms(found: Expected) -> float:
+    """How long a run takes as a rule."""
+    return math.exp(min(found.mean[LATENCY], NEVER))
+
+
 def slo_miss(found: Expected) -> Score:
     """How likely a run fails or takes longer than the objective allows."""
     value = 1 - found.mean[OK] * found.in_time
     var = found.var[OK] * found.in_time**2 + (found.mean[OK] * found.density) ** 2 * found.var[LATENCY]
-    return Score(value, math.sqrt(var), 0.0, f"{math.exp(min(found.mean[LATENCY], 30)):.0f} ms as a rule")
+    return Score(value, math.sqrt(var), 0.0, f"{usual_ms(found):.0f} ms as a rule")
 
 
 def utility_sd(found: Expected, objective: Objective, a_dollar: float, price: float) -> float:

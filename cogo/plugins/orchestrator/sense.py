@@ -17,6 +17,7 @@ from .canary import Canary, Counts
 from .diagnose import Breaker
 from .model import SEPARATOR, Arm, Past, Reader
 from .policies import Floats
+from .slo import Runs
 from .update import Beliefs
 
 TENANTS_MAX: Final = 256
@@ -57,6 +58,7 @@ class Mind:
         """Of canaries that run."""
         self.recent: deque[tuple[Floats, Floats]] = deque(maxlen=RECENT_TASKS)
         """Utilities (cost at its price) and costs of the last tasks' candidates."""
+        self.runs = Runs()
         self.seen: str | None = None
         self._after = 0
 
@@ -87,6 +89,7 @@ class Mind:
         past = past_of(row)
         self.breakers[past.arm].note(past, self.beliefs.clock)
         self.beliefs.fold(past)
+        self.runs.note(past)
         if past.tried is not None:
             counts = self.counts.get(past.tried.id)
             if counts is None or counts.run < past.tried.run:
