@@ -234,3 +234,20 @@ async def test_who_did_well_on_the_code_at_hand_gets_it(brained: Served) -> None
             p = {score["agent_id"]: score["p"] for score in found["scores"]}
             assert p[arm] > 0.9, found["scores"]
         assert (await decided(client))["scores"][0]["kg"] is None, "no code is named"
+
+
+async def test_an_arm_that_is_not_what_it_was_shows(brained: Served) -> None:
+    """`drift` in the state: how much the recent memory counts against the long one."""
+
+    async def drift(client: httpx.AsyncClient) -> float:
+        state = (await client.get("/api/orchestrator/state")).json()
+        found: float = next(arm for arm in state["arms"] if arm["agent_id"] == "solo")["drift"]["quality"]
+        return found
+
+    async with brained.as_("operator", "acme") as client:
+        for n in range(100):
+            found = await decided(client, candidates=[{"agent_id": "solo"}])
+            await told(client, found, ok=True, reward=0.9 if n < 70 else 0.1)
+            if n == 69:
+                before = await drift(client)
+        assert await drift(client) > before + 0.3

@@ -122,7 +122,7 @@ class Mind:
         return {
             "breaker": {"state": breaker.state(now_ms, self.beliefs.clock), "cause": breaker.cause, "times": breaker.times},
             "n_eff": found.runs, "success": found.success, "reward": found.reward,
-            "latency_ms": found.latency_ms,
+            "latency_ms": found.latency_ms, "drift": self.beliefs.drift(arm.key),
         }  # fmt: skip
 
 

@@ -302,6 +302,10 @@ class Beliefs:
             self._shares(names),
         )
 
+    def drift(self, arm: str) -> dict[str, float]:
+        """How much the recent model of the arm counts, by target: near 1 it isn't what it was."""
+        return dict(zip(TARGETS, self._shares([arm])[0][RECENT].tolist(), strict=True))
+
     def _shares(self, arms: list[str]) -> Floats:
         """How much each model counts, of (arm, model, target)."""
         age = self.clock - self._landmark
