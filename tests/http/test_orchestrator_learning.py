@@ -251,3 +251,39 @@ async def test_an_arm_that_is_not_what_it_was_shows(brained: Served) -> None:
             if n == 69:
                 before = await drift(client)
         assert await drift(client) > before + 0.3
+
+
+@pytest.mark.parametrize(
+    "extreme",
+    [
+        {"objective": {"c_ref_usd": 1e-320}},
+        {"objective": {"c_ref_usd": 1e-9, "w_cost": 1e9}},
+        {"objective": {"w_quality": 0, "w_cost": 0, "w_slo": 0}},
+        {"objective": {"slo_ms": 1e-300}},
+        {"features": [1e308] * 64},
+        {"features": [-1e308, 5e-324]},
+        {"deadline_ms": 1e-300},
+        {
+            "candidates": [
+                {"agent_id": "x", "list_price_usd": 5e-324},
+                {"agent_id": "y", "list_price_usd": 1e6},
+            ]
+        },
+        {"candidates": [{"agent_id": "x", "queue_depth": 10**9}, {"agent_id": "y"}]},
+        {"payload": {"paths": ["x" * 2_000, "a\0b", None, {}]}},
+    ],
+)
+async def test_no_number_breaks_what_is_learnt(brained: Served, extreme: dict[str, Any]) -> None:
+    """Either it is refused, or probabilities still sum to 1, also for the usual tasks after it."""
+    async with brained.as_("operator", "acme") as client:
+        for ok in (True, False):
+            answer = await client.post(DECIDE, json=ASK | extreme)
+            assert answer.status_code in (200, 422), answer.text
+            if answer.status_code == 200:
+                assert sum(score["p"] for score in answer.json()["scores"]) == pytest.approx(1)
+                wild = {"cost_usd": 1e6, "latency_ms": 1e10} if ok else {"cost_usd": 0, "latency_ms": 0}
+                await told(client, answer.json(), ok=ok, **wild)
+                explained = f"/api/orchestrator/decisions/{answer.json()['decision_id']}/explain"
+                assert (await client.get(explained)).status_code == 200
+        await decided(client)
+        assert (await client.get("/api/orchestrator/state")).status_code == 200

@@ -14,6 +14,10 @@ TARGETS: Final = (*RUN_TARGETS, "quality")
 EXCUSED: Final = frozenset({"caller", "budget", "infra"})
 """Classes of errors that aren't the arm's fault."""
 
+COST_MAX: Final = 1e6
+"""Prices that an outcome may cost: however wrong a list price is, the sums stay finite."""
+LEAST_USD: Final = 1e-9
+"""That costs are measured in."""
 SEPARATOR: Final = "\x1f"
 """Between the parts of an arm's key; no name has it."""
 
@@ -32,8 +36,8 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     w_quality: NotNegative = 0.5
     w_cost: NotNegative = 0.25
     w_slo: NotNegative = 0.25
-    c_ref_usd: Annotated[float, msgspec.Meta(gt=0, le=1e6)] = 0.01
-    slo_ms: Annotated[float, msgspec.Meta(gt=0, le=1e9)] = 10_000.0
+    c_ref_usd: Annotated[float, msgspec.Meta(ge=1e-9, le=1e6)] = 0.01
+    slo_ms: Annotated[float, msgspec.Meta(ge=1, le=1e9)] = 10_000.0
 
 
 Modules = tuple[tuple[str, float], ...]
@@ -101,7 +105,7 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
         y = np.full(len(TARGETS), np.nan)
         if self.ok is not None:
             y[0] = float(self.ok)
-            y[1] = usual[1] if self.cost_usd is None else self.cost_usd / self.price
+            y[1] = usual[1] if self.cost_usd is None else min(self.cost_usd / self.price, COST_MAX)
             y[2] = usual[2] if self.latency_ms is None else math.log(max(self.latency_ms, 1.0))
         if self.reward is not None:
             y[3] = self.reward
@@ -129,7 +133,7 @@ class Arm(msgspec.Struct, frozen=True, kw_only=True):
 
     def price(self, objective: Objective) -> float:
         """What its costs are measured in."""
-        return self.list_price_usd or objective.c_ref_usd
+        return max(self.list_price_usd or objective.c_ref_usd, LEAST_USD)
 
 
 class Record(msgspec.Struct, frozen=True):

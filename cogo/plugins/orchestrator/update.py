@@ -40,6 +40,8 @@ NOISE_MASS: Final = 5.0
 NOISE_MEMORY: Final = 300.0
 LOSS_MEMORY: Final = (30.0, 200.0)
 """For how many tasks forecasts are judged: of all arms together, and of one arm."""
+LOSS_MAX: Final = 1e4
+"""Of one outcome: however far it was off, the sums stay finite."""
 LOSS_SHARE: Final = 4.0
 """How much the losses of all arms say about the models of one, beside its own."""
 LOSS_PRIOR: Final = np.array([0.0, 1.0, 1.5])
@@ -215,7 +217,7 @@ class Beliefs:
         means, spreads = np.array(past.forecast.means), np.array(past.forecast.spreads)
         error = np.where(known, means - y, 0.0) ** 2
         wide = 1 + spreads
-        loss = np.where(known, (error / (NOISE * wide) + np.log(wide)) / 2, 0.0)
+        loss = np.where(known, np.minimum(error / (NOISE * wide) + np.log(wide), LOSS_MAX) / 2, 0.0)
         loss_of_all, loss_of_arm = (math.exp(age / memory) for memory in LOSS_MEMORY)
         self._loss_of_all += loss_of_all * loss
         self._loss[past.arm] = self._loss.get(past.arm, np.zeros_like(loss)) + loss_of_arm * loss
