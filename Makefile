@@ -6,7 +6,7 @@ BIN := .venv/bin
 SYNCED := .venv/.synced
 ARGS ?=
 
-.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus bench-kg bench-retrieval bench-routing chaos clean
+.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus bench-kg bench-retrieval bench-routing bench-offpolicy chaos clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-kg: $(SYNCED) ## The graph beside grimp and madge, which it fetches (5 min
 
 bench-routing: $(SYNCED) ## The orchestrator's choices in ten worlds, through its HTTP API (20 minutes)
 	@$(BIN)/python benchmarks/routing/run.py $(ARGS)
+
+bench-offpolicy: $(SYNCED) ## How far estimates of other policies are from the truth, through the HTTP API (10 minutes)
+	@$(BIN)/python benchmarks/routing/offpolicy.py $(ARGS)
 
 bench-retrieval: $(SYNCED) ## The search beside its peers, and the embedding beside bare onnxruntime; needs `cogo models install`
 	@$(BIN)/python benchmarks/retrieval/run.py $(ARGS)

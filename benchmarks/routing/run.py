@@ -11,18 +11,20 @@ from __future__ import annotations
 
 import argparse
 import bisect
-import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import httpx
 import numpy as np
 import worlds
+from server import served
+
+if TYPE_CHECKING:
+    import httpx
 
 BARS = {
     "stationary": (0.18, 0.14), "drift": (0.27, 0.22), "outage": (0.25, 0.18), "cost shock": (0.25, 0.20),
@@ -146,36 +148,8 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=2_000)
     parser.add_argument("--graded", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
-        env = os.environ | {"COGO_DATA_DIR": f"{scratch}/home"}
-        command = [
-            sys.executable,
-            "-m",
-            "cogo",
-            "serve",
-            "--roles",
-            "orchestrator",
-            "--simulation",
-            "--port",
-            "0",
-            "--json",
-        ]
-        server = subprocess.Popen(
-            command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        try:
-            assert server.stdout is not None
-            url = json.loads(server.stdout.readline())["url"]
-            token = subprocess.run(
-                [sys.executable, "-m", "cogo", "token", "--role", "admin", "--json"], env=env, check=True,
-                capture_output=True, text=True,
-            ).stdout  # fmt: skip
-            headers = {"Authorization": f"Bearer {json.loads(token)['token']}"}
-            with httpx.Client(base_url=url, headers=headers, timeout=30) as client:
-                return table(client, args, Path(scratch))
-        finally:
-            server.terminate()
-            server.wait(30)
+    with tempfile.TemporaryDirectory() as scratch, served(Path(scratch)) as client:
+        return table(client, args, Path(scratch))
 
 
 def table(client: httpx.Client, args: argparse.Namespace, scratch: Path) -> int:

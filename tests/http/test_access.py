@@ -18,6 +18,8 @@ from cogo.http.tokens import KeyRing, csrf_token, mint_token
 
 PATH_ID = re.compile(r"\{[^}]+\}")
 INPUTS = '{"task": {"intent": "do"}, "objective": {}, "arms": []}'
+# A lane is no tenant's, nor a policy; a tenant that is named is refused (tests/http/test_orchestrator_learning.py).
+NO_TENANTS = ("/api/lanes/", "/api/orchestrator/budgets/", "/api/orchestrator/policies/")
 OWN_GUARD = {"/functions/v1/orchestrator-chat"}
 
 
@@ -109,12 +111,7 @@ async def test_another_tenants_id_answers_like_an_unknown_one(whole: Served):
     async with whole.as_("operator", "other") as stranger, whole.as_("operator", "acme") as owner:
         for method, path, name in routes(whole):
             names = PATH_ID.findall(path)
-            # A lane is no tenant's; a tenant that is named is refused (tests/http/test_orchestrator_learning.py).
-            if (
-                not names
-                or "static" in path
-                or path.startswith(("/api/lanes/", "/api/orchestrator/budgets/"))
-            ):
+            if not names or "static" in path or path.startswith(NO_TENANTS):
                 continue
             body = {"reason": "x"} if method == "POST" else None
             addresses = [PATH_ID.sub(lambda m, ids=ids: ids[m[0][1:-1]], path) for ids in (known, unknown)]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -12,13 +13,27 @@ import numpy as np
 from cogo import errors
 
 from . import policies, scorers
-from .model import Arm, Choice, Inputs, Scored, Tried, Uncertainty
+from .model import Arm, Choice, Inputs, Scored, Trial, Tried, Uncertainty
+from .registry import Policy, Shadowed
 from .update import Beliefs
 
 UPPER_SD: Final = 3.0
 """What a run may cost at most, in standard deviations, is held against the budget that is left."""
 BROKEN: Final = "breaker: open"
 NINE_TENTHS: Final = 1.645
+
+
+class Weighable(Protocol):
+    """What a policy looks at of a candidate."""
+
+    @property
+    def utility(self) -> float: ...
+    @property
+    def sd(self) -> float: ...
+    @property
+    def cost_usd(self) -> float: ...
+    @property
+    def excluded_by(self) -> str | None: ...
 
 
 def drawn(decision_id: int, policy_version: str) -> float:
@@ -37,15 +52,9 @@ def choose(inputs: Inputs, beliefs: Beliefs, seed: float) -> Choice:
     ]
     scored = _filtered(inputs, scored)
     feasible = [i for i, score in enumerate(scored) if score.excluded_by is None]
-    p = np.zeros(len(scored))
-    trials = [trial for trial in inputs.trials if {trial.base, trial.canary} <= set(feasible)]
-    on_trial = {trial.canary for trial in trials}
-    free = [i for i in feasible if i not in on_trial]
-    p[free] = _probabilities(inputs, beliefs, [scored[i] for i in free])
-    for trial in trials:
-        p[trial.canary] = p[trial.base] * trial.weight
-        p[trial.base] *= 1 - trial.weight
-    index = _draw(p, seed)
+    trials, free = _tried(inputs, feasible)
+    p = weighed(inputs, scored, beliefs.clock)
+    index = draw(p, seed)
     scored = [msgspec.structs.replace(score, p=float(p[i])) for i, score in enumerate(scored)]
     best = max(free, key=lambda i: scored[i].utility)
     return Choice(
@@ -139,7 +148,43 @@ def _without(score: Scored, why: str) -> Scored:
     return msgspec.structs.replace(score, excluded_by=score.excluded_by or why)
 
 
-def _probabilities(inputs: Inputs, beliefs: Beliefs, feasible: list[Scored]) -> policies.Floats:
+def weighed(inputs: Inputs, scored: Sequence[Weighable], clock: float) -> policies.Floats:
+    """The probability of each candidate by the inputs' policy; `clock`: tasks whose outcomes were known."""
+    p = np.zeros(len(scored))
+    trials, free = _tried(inputs, [i for i, score in enumerate(scored) if score.excluded_by is None])
+    p[free] = _probabilities(inputs, clock, [scored[i] for i in free])
+    for trial in trials:
+        p[trial.canary] = p[trial.base] * trial.weight
+        p[trial.base] *= 1 - trial.weight
+    return p
+
+
+def shadowed(
+    inputs: Inputs,
+    scored: list[Scored],
+    clock: float,
+    shadow: Policy | None,
+    decision_id: int,
+    held_back: float,
+) -> Shadowed | None:
+    """What another policy would have done with the same scores; `held_back`: of its exploration."""
+    if shadow is None:
+        return None
+    theirs = msgspec.structs.replace(
+        inputs, policy=shadow.explore, exploration=shadow.exploration * held_back
+    )
+    p = weighed(theirs, scored, clock)
+    return Shadowed(shadow.version, p.tolist(), draw(p, drawn(decision_id, shadow.version)))
+
+
+def _tried(inputs: Inputs, feasible: list[int]) -> tuple[list[Trial], list[int]]:
+    """The canaries that run among those that can be chosen, and who isn't one."""
+    trials = [trial for trial in inputs.trials if {trial.base, trial.canary} <= set(feasible)]
+    on_trial = {trial.canary for trial in trials}
+    return trials, [i for i in feasible if i not in on_trial]
+
+
+def _probabilities(inputs: Inputs, clock: float, feasible: list[Weighable]) -> policies.Floats:
     if len(feasible) == 1:
         return np.ones(1)
     means = np.array([score.utility for score in feasible])
@@ -148,12 +193,12 @@ def _probabilities(inputs: Inputs, beliefs: Beliefs, feasible: list[Scored]) -> 
         return policies.epsilon_greedy(means, means)
     exploration = inputs.exploration
     if inputs.policy == "epsilon-greedy":
-        exploration = policies.annealed(exploration, 0.2, beliefs.clock)
+        exploration = policies.annealed(exploration, 0.2, clock)
     costs = np.array([score.cost_usd for score in feasible])
     return policies.floored(p, exploration, policies.affordable(costs, inputs.usd_a_task))
 
 
-def _draw(p: policies.Floats, seed: float) -> int:
+def draw(p: policies.Floats, seed: float) -> int:
     """Where the seed falls among the summed probabilities; never on one that is zero."""
     at = int(np.searchsorted(np.cumsum(p) / p.sum(), seed, side="right"))
     return at if at < len(p) and p[at] > 0 else int(p.argmax())

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import msgspec
 
 from cogo import Assignment, Database, errors
 
-from . import allocate, canary, code, plan, policies, queries, sense, shards, slo
+from . import allocate, canary, code, plan, policies, queries, registry, sense, shards, slo
 from .canary import Canary
 from .model import Arm, Choice, Inputs, Modules, Past, Reader, Scored, Task, Trial
 from .plan import Request
+from .registry import Explore, Policy, Shadowed, Share
 from .sense import Mind, Sensed
 
 EXPLORATION: Final = 0.02
@@ -25,9 +26,9 @@ PAGED: Final = 0.25
 class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[plugins.orchestrator]`."""
 
-    explore: Literal["thompson", "inverse-gap", "epsilon-greedy"] = "thompson"
+    explore: Explore = "thompson"
     """How the best guess is weighed against what isn't known yet."""
-    exploration: Annotated[float, msgspec.Meta(ge=0, le=1)] = EXPLORATION
+    exploration: Share = EXPLORATION
     """Share of tasks that is spread evenly over all that can take them."""
     slo_target: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     """Share of runs that succeed in their objective's time. While its error budget burns at the rate of a page, a quarter is
@@ -36,9 +37,9 @@ class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """Take the time of decisions and feedback from the caller (`now_ms`), so that days pass in seconds."""
 
     @property
-    def version(self) -> str:
-        """Of the policy: what decided, and with which parameters."""
-        return f"{self.explore}-1:{self.exploration:g}"
+    def policy(self) -> Policy:
+        """That decides while none is activated."""
+        return Policy(self.explore, self.exploration)
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,6 +65,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     now_ms: int
     has_budget: bool
     least_usd: float
+    shadow: Shadowed | None
 
     @property
     def arm_chosen(self) -> Arm:
@@ -76,10 +78,11 @@ async def decide(db: Database, reader: Reader, request: Request, settings: Orche
     candidates = await _candidates(reader, request)
     async with mind.lock:
         sensed, inputs = await _diagnosed(reader, request, settings, mind, *candidates)
-        seed = allocate.drawn(sensed.decision_id, settings.version)
+        policy = sensed.policies.active or settings.policy
+        seed = allocate.drawn(sensed.decision_id, policy.version)
         choice = allocate.choose(inputs, mind.beliefs, seed)
         _remember(mind, inputs, choice)
-        return _decision(request, settings, mind, sensed, inputs, choice, seed)
+        return _decision(request, policy, mind, sensed, inputs, choice, seed)
 
 
 async def foresee(db: Database, request: Request, settings: OrchestratorSettings) -> Scored:
@@ -115,7 +118,8 @@ async def _diagnosed(
     page = mind.runs.burn(sensed.now_ms, settings.slo_target).page if settings.slo_target else None
     canaries = await _moved(reader, mind, sensed, arms, page)
     arms, running = canary.applied(arms, canaries, request.risk)
-    inputs = _inputs(request, settings, arms, mind, sensed, running, modules)
+    policy = sensed.policies.active or settings.policy
+    inputs = _inputs(request, policy, arms, mind, sensed, running, modules)
     if page is not None:
         inputs = msgspec.structs.replace(inputs, exploration=inputs.exploration * PAGED)
     return sensed, inputs
@@ -158,7 +162,7 @@ async def _moved(
 
 
 def _inputs(
-    request: Request, settings: OrchestratorSettings, arms: list[Arm], mind: Mind, sensed: Sensed,
+    request: Request, policy: Policy, arms: list[Arm], mind: Mind, sensed: Sensed,
     running: list[Canary], modules: Modules,
 ) -> Inputs:  # fmt: skip
     states = {arm.key: mind.state_of(arm, sensed.now_ms) for arm in arms}
@@ -174,7 +178,7 @@ def _inputs(
         task=Task(request.intent, request.features, modules), objective=request.objective, arms=arms, lambda_cost=price,
         left_usd=None if budget is None else budget.left_usd, usd_a_task=usd_a_task,
         breakers={key: "probe" if state == "half_open" else state for key, state in states.items() if state != "closed"},
-        policy=settings.explore, exploration=settings.exploration, risk=request.risk,
+        policy=policy.explore, exploration=policy.exploration, risk=request.risk,
         trials=[_trial(one, arms) for one in running], deadline_ms=request.deadline_ms,
     )  # fmt: skip
 
@@ -199,7 +203,7 @@ def _remember(mind: Mind, inputs: Inputs, choice: Choice) -> None:
 
 
 def _decision(
-    request: Request, settings: OrchestratorSettings, mind: Mind, sensed: Sensed, inputs: Inputs, choice: Choice,
+    request: Request, policy: Policy, mind: Mind, sensed: Sensed, inputs: Inputs, choice: Choice,
     seed: float,
 ) -> Decision:  # fmt: skip
     arm, score = inputs.arms[choice.index], choice.scores[choice.index]
@@ -213,9 +217,13 @@ def _decision(
         arm={"agent_id": arm.agent_id, "version": arm.version, "model": arm.model},
         assignment=plan.assignment(request, arm, max_cost_usd=request.budget.maxCostUsd),
         scores=choice.scores, propensity=choice.propensity, explored=choice.explored, reason=choice.reason,
-        policy_version=settings.version, seed=seed, known=mind.beliefs.n, chosen=choice.index, inputs=inputs,
+        policy_version=policy.version, seed=seed, known=mind.beliefs.n, chosen=choice.index, inputs=inputs,
         past=past, seen=mind.seen or "", now_ms=sensed.now_ms, has_budget=sensed.budget is not None,
         least_usd=plan.MARGIN * score.cost_usd,
+        shadow=allocate.shadowed(
+            inputs, choice.scores, mind.beliefs.clock, sensed.policies.shadow, sensed.decision_id,
+            registry.held_back(policy, inputs.exploration),
+        ),
     )  # fmt: skip
 
 
@@ -230,6 +238,7 @@ async def record(
     for name in ("arm", "assignment", "inputs", "past"):
         params[name] = msgspec.json.encode(getattr(decision, name)).decode()
     params["candidates"] = msgspec.json.encode(decision.scores).decode()
+    params["shadow"] = None if decision.shadow is None else msgspec.json.encode(decision.shadow).decode()
     about = {"message_id": message_id, "trace_id": trace_id, "key": key, "digest": digest}
     if not await tx.fetch(queries.RECORD, params | about):
         return False

@@ -38,29 +38,34 @@ SELECT this.seen::text, (extract(epoch FROM this.now) * 1000)::bigint AS now_ms,
     'base_model', c.base_model, 'canary_version', c.canary_version, 'canary_model', c.canary_model, 'steps', c.steps,
     'step', c.step, 'state', c.state, 'run', c.run, 'cause', c.cause, 'resumes', c.resumes,
     'resume_ms', (extract(epoch FROM c.resume_at) * 1000)::bigint) ORDER BY c.id)
-   FROM cogo.canaries c WHERE c.tenant = %(tenant)s)::text AS canaries, o.*
+   FROM cogo.canaries c WHERE c.tenant = %(tenant)s)::text AS canaries,
+  ({in_force})::text AS policies, o.*
 FROM this LEFT JOIN cogo.budgets b ON b.tenant = %(tenant)s
 LEFT JOIN LATERAL ({new}) o ON true
 """
+IN_FORCE = (
+    "SELECT json_object_agg(p.status, p.params) FROM cogo.policies p WHERE p.status IN ('active', 'shadow')"
+)
 _OUTCOME = """
 SELECT x.id, x.decision_id AS of_decision, x.source, x.ok, x.error_class, x.cost_usd::float8 AS cost_usd, x.latency_ms, x.reward, x.weight,
   (extract(epoch FROM x.at) * 1000)::bigint AS at_ms, x.past::text AS past
 FROM cogo.outcomes x WHERE x.tenant = %(tenant)s
 """
-SENSE_FIRST = _SENSE.format(new=_OUTCOME + " ORDER BY x.id DESC LIMIT %(limit)s")
+SENSE_FIRST = _SENSE.format(in_force=IN_FORCE, new=_OUTCOME + " ORDER BY x.id DESC LIMIT %(limit)s")
 SENSE_NEW = _SENSE.format(
+    in_force=IN_FORCE,
     new=_OUTCOME
     + """ AND x.xact >= pg_snapshot_xmin(%(seen)s::pg_snapshot) AND x.id > %(after)s
-  AND NOT pg_visible_in_snapshot(x.xact, %(seen)s::pg_snapshot) ORDER BY x.id"""
+  AND NOT pg_visible_in_snapshot(x.xact, %(seen)s::pg_snapshot) ORDER BY x.id""",
 )
 
 RECORD = """
 INSERT INTO cogo.decisions (id, tenant, message_id, trace_id, intent, lane, arm, assignment, candidates, reason,
-  policy_version, chosen, propensity, explored, seed, inputs, past, known, seen, idempotency_key, request_digest)
+  policy_version, chosen, propensity, explored, seed, inputs, past, known, seen, idempotency_key, request_digest, shadow)
 OVERRIDING SYSTEM VALUE
 VALUES (%(id)s, %(tenant)s, %(message_id)s, %(trace_id)s, %(intent)s, %(lane)s, %(arm)s::jsonb, %(assignment)s::jsonb,
   %(candidates)s::jsonb, %(reason)s, %(policy_version)s, %(chosen)s, %(propensity)s, %(explored)s, %(seed)s,
-  %(inputs)s::jsonb, %(past)s::jsonb, %(known)s, %(seen)s::pg_snapshot, %(key)s, %(digest)s)
+  %(inputs)s::jsonb, %(past)s::jsonb, %(known)s, %(seen)s::pg_snapshot, %(key)s, %(digest)s, %(shadow)s::jsonb)
 ON CONFLICT (tenant, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING RETURNING id
 """
 COUNT_TASK = "SELECT cogo.count_task(%(tenant)s, to_timestamp(%(now_ms)s::float8 / 1000), %(lambda_cost)s)"
@@ -107,7 +112,7 @@ WHERE id = %(id)s RETURNING id
 DECISION = """
 SELECT d.id, d.created_at, d.tenant, d.message_id, d.trace_id, d.intent, d.lane, d.arm::text AS arm,
   d.assignment::text AS assignment, d.candidates::text AS candidates, d.reason, d.policy_version, d.chosen,
-  d.propensity, d.explored, d.seed, d.known, d.inputs::text AS inputs, d.past::text AS past, d.seen::text AS seen
+  d.propensity, d.explored, d.seed, d.known, d.inputs::text AS inputs, d.past::text AS past, d.seen::text AS seen, d.shadow::text AS shadow
 FROM cogo.decisions d WHERE d.id = %(id)s AND (%(tenants)s::text[] IS NULL OR d.tenant = ANY (%(tenants)s))
 """
 OUTCOMES_OF = """
@@ -196,4 +201,37 @@ AGENTS = """
 SELECT agent_id, nullif(version, '') AS version, nullif(model, '') AS model, status, list_price_usd::float8,
   changed_by, changed_at
 FROM cogo.agents ORDER BY agent_id, version, model LIMIT 1000
+"""
+
+PUT_POLICY = """
+INSERT INTO cogo.policies (version, params, created_by) VALUES (%(version)s, %(params)s::jsonb, %(by)s)
+ON CONFLICT (version) DO NOTHING
+"""
+POLICIES = """
+SELECT version, status, params::text AS params, evaluation::text AS evaluation, created_by, created_at, activated_by,
+  activated_at
+FROM cogo.policies WHERE %(version)s::text IS NULL OR version = %(version)s ORDER BY created_at, version LIMIT 1000
+"""
+MOVE_POLICY = """
+SELECT cogo.move_policy(%(version)s, %(status)s, %(reason)s, %(evaluation)s::jsonb, %(by)s) AS moved
+"""
+
+# The run of a decision's latest attempt, and the mean verdict on it or, if that came apart, on a later one.
+OUTCOMES_TO_COMPARE = """
+SELECT d.id, d.chosen, d.propensity, d.policy_version, d.inputs::text AS inputs, d.candidates::text AS candidates,
+  (d.past ->> 'n')::bigint AS clock, r.ok, r.error_class, r.cost_usd, r.latency_ms, v.reward
+FROM (
+  SELECT * FROM cogo.decisions d WHERE d.tenant = %(tenant)s AND (%(since)s::timestamptz IS NULL OR d.created_at >= %(since)s)
+  ORDER BY d.id DESC LIMIT %(limit)s
+) d
+LEFT JOIN LATERAL (
+  SELECT o.ok, o.error_class, o.cost_usd::float8 AS cost_usd, o.latency_ms, o.attempt FROM cogo.outcomes o
+  WHERE o.decision_id = d.id AND o.ok IS NOT NULL ORDER BY o.attempt DESC LIMIT 1
+) r ON true
+LEFT JOIN LATERAL (
+  SELECT sum(o.reward * o.weight) / nullif(sum(o.weight), 0) AS reward FROM cogo.outcomes o
+  WHERE o.decision_id = d.id AND o.reward IS NOT NULL AND o.attempt >= r.attempt
+  GROUP BY o.attempt ORDER BY o.attempt DESC LIMIT 1
+) v ON true
+ORDER BY d.id
 """

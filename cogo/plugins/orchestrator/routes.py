@@ -11,7 +11,7 @@ from litestar.params import JSONBody
 from cogo import Assignment, Json, RoutingKey, enqueue, errors
 from cogo.web import bounded, db_of, operator, principal_of, tenants_of, trace_id_of, traceparent_of
 
-from . import brain, ledger, plan, queries, routes_canaries, routes_plan, routes_state
+from . import brain, ledger, plan, queries, routes_canaries, routes_plan, routes_policies, routes_state
 from .brain import OrchestratorSettings
 from .model import Scored
 from .shapes import (
@@ -213,5 +213,6 @@ def routes(settings: OrchestratorSettings) -> list[Router]:
         *routes_state.HANDLERS,
         *routes_canaries.HANDLERS,
         *routes_plan.HANDLERS,
+        *routes_policies.HANDLERS,
     ]
     return [Router("/", route_handlers=handlers, opt={SETTINGS: settings})]

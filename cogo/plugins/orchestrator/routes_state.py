@@ -13,6 +13,7 @@ from cogo.web import Filter, Tenant, bounded, db_of, operator, shaped, tenants_o
 
 from . import brain, evaluate, observe, queries, routes_canaries, sense
 from .model import Inputs, Scored
+from .registry import in_force
 from .shapes import may, settings_of, simulated
 
 
@@ -37,7 +38,7 @@ async def decision(request: Request[Any, Any, Any], decision_id: FromPath[str]) 
     """A decision as it was logged, with what came of it."""
     row = await _decision(request, decision_id)
     outcomes = await db_of(request).fetch(queries.OUTCOMES_OF, (row["id"],))
-    found = shaped(row, "arm", "assignment", "candidates", "inputs")
+    found = shaped(row, "arm", "assignment", "candidates", "inputs", "shadow")
     found["scores"] = found.pop("candidates")
     return found | {"outcomes": [shaped(outcome) for outcome in outcomes]}
 
@@ -96,6 +97,7 @@ async def state(
         budgets = [shaped(row) for row in await db.fetch(queries.BUDGETS, {"tenants": tenants})]
         of = tenants[0] if tenants and len(tenants) == 1 else None
         believed = await brain.believed(db, of, lanes) if of else [brain.lane_state(arm) for arm in lanes]
+        policies = in_force(await db.fetch_value(f"SELECT ({queries.IN_FORCE})::text"))
         canaries = [
             one for one in await routes_canaries.listed(db, tenants) if one["state"] in ("running", "paused")
         ]
@@ -103,12 +105,13 @@ async def state(
         arm for arm in believed
         if arm["lane"] is None or (service in (None, arm["service"]) and role in (None, arm["role"]))
     ]  # fmt: skip
+    policy = policies.active or settings.policy
     if service or role:
         arms = [arm for arm in arms if arm["lane"] is not None]
     return {
-        "policy": {"active": settings.version, "shadow": None}, "intents": known, "tenant": of, "arms": arms,
+        "policy": {"active": policy.version, "shadow": policies.shadow and policies.shadow.version}, "intents": known, "tenant": of, "arms": arms,
         "canaries": canaries, "slo": None if of is None else brain.burning(db, of, settings),
-        "budgets": budgets, "exploration": {"floor": settings.exploration, "policy": settings.explore},
+        "budgets": budgets, "exploration": {"floor": policy.exploration, "policy": policy.explore},
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from .canary import Canary, Counts
 from .diagnose import Breaker
 from .model import SEPARATOR, Arm, Past, Reader
 from .policies import Floats
+from .registry import InForce, in_force
 from .slo import Runs
 from .update import Beliefs
 
@@ -39,12 +40,13 @@ class BudgetLeft(msgspec.Struct, frozen=True):
 
 
 class Sensed(msgspec.Struct, frozen=True):
-    """The time, the id of the decision to come, the budget, and canaries. What was learnt is in the mind."""
+    """The time, the id of the decision to come, the budget, canaries, and policies. What was learnt is in the mind."""
 
     now_ms: int
     decision_id: int
     budget: BudgetLeft | None
     canaries: list[Canary]
+    policies: InForce
 
 
 class Mind:
@@ -82,7 +84,9 @@ class Mind:
             self.fold(row)
         canaries = msgspec.json.decode(first["canaries"] or "[]", type=list[Canary])
         self._forget_counts({canary.id for canary in canaries if canary.state == "running"})
-        return Sensed(first["now_ms"], first["decision_id"], _budget(first), canaries)
+        return Sensed(
+            first["now_ms"], first["decision_id"], _budget(first), canaries, in_force(first["policies"])
+        )
 
     def fold(self, row: dict[str, Any]) -> None:
         """Learn from an outcome."""
