@@ -162,6 +162,12 @@ def test_what_is_left_out_and_why() -> None:
     }  # fmt: skip
 
 
+def test_a_decision_that_this_code_would_refuse_is_left_out() -> None:
+    tiny = row()
+    tiny["inputs"] = tiny["inputs"].replace('"c_ref_usd":0.01', '"c_ref_usd":1e-300')
+    assert compare.report([tiny, row(), row()], "acme", "uniform").left_out == {"unreadable": 1}
+
+
 def test_every_target_sums_to_one_over_what_could_be_chosen() -> None:
     """Probes, risk, budgets and canaries included; what was excluded has no chance under any target."""
     probe = msgspec.json.decode(row()["candidates"])

@@ -74,6 +74,8 @@ def report(rows: list[dict[str, Any]], tenant: str, target: str | Policy) -> Rep
             used.append(_used(row, target))
         except LeftOutError as why:
             left_out[str(why)] += 1
+        except msgspec.ValidationError:  # of a version with other bounds
+            left_out["unreadable"] += 1
     return Report(
         tenant=tenant, policy=target if isinstance(target, str) else target.version, decisions=len(rows), used=len(used),
         left_out=dict(left_out), assumed=dict(Counter(what for one in used for what in one.assumed)),
