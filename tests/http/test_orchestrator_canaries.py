@@ -81,7 +81,7 @@ async def test_it_gets_its_share_of_its_bases_tasks(brained: Served) -> None:
 async def test_a_good_one_takes_every_step_and_is_promoted(brained: Served) -> None:
     async with brained.as_("operator", "acme") as client:
         id = await started(client, steps=[40, 60, 100])
-        await run(client, 300, {"1": 0.99, "2": 1.0})
+        await run(client, 180, {"1": 0.99, "2": 1.0})
         found = await shown(client, id)
         assert (found["state"], found["weight"]) == ("promoted", 1.0), found
         found = await decided(client)
@@ -98,10 +98,10 @@ async def test_a_good_one_takes_every_step_and_is_promoted(brained: Served) -> N
 
 async def test_a_bad_one_is_paused_tried_again_and_rolled_back(brained: Served) -> None:
     async with brained.as_("operator", "acme") as client:
-        id = await started(client)
+        id = await started(client, steps=[50, 100])
         now, minute = 1_000_000_000_000, 60_000
         for times in range(4):
-            await run(client, 160, {"1": 1.0, "2": 0.5}, now)
+            await run(client, 50, {"1": 1.0, "2": 0.3}, now)
             found = await shown(client, id)
             assert found["state"] == ("paused" if times < 3 else "rolled_back"), found
             assert "worse" in found["cause"] or "breaker" in found["cause"]
@@ -114,7 +114,7 @@ async def test_a_bad_one_is_paused_tried_again_and_rolled_back(brained: Served) 
 async def test_bad_verdicts_count_as_well(brained: Served) -> None:
     async with brained.as_("operator", "acme") as client:
         id = await started(client)
-        for _ in range(150):
+        for _ in range(80):
             found = await decided(client)
             reward = 0.9 if found["arm"]["version"] == "1" else 0.1
             told = {"decision_id": found["decision_id"], "ok": True, "reward": reward}
@@ -135,7 +135,7 @@ async def test_too_little_data_is_no_verdict(brained: Served) -> None:
 async def test_a_dear_one_is_paused(brained: Served) -> None:
     async with brained.as_("operator", "acme") as client:
         id = await started(client)
-        for _ in range(150):
+        for _ in range(80):
             found = await decided(client)
             cost = 0.001 if found["arm"]["version"] == "1" else 0.003
             told = {"decision_id": found["decision_id"], "ok": True, "cost_usd": cost}
