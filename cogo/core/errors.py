@@ -7,53 +7,12 @@ the log line, in the HTTP problem and in `agent_messages.error`. `cogo explain C
 
 from __future__ import annotations
 
-import inspect
 import logging
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
-Fate = Literal["failed", "retry", "none"]
-"""What an error raised by a handler does to its message: ended, tried again, or left alone."""
-
-CODES: dict[str, type[CogoError]] = {}
-"""Every error class by its code; filled as classes are defined."""
-
-
-class CogoError(Exception):
-    """Something went wrong that COGO has no better name for."""
-
-    code: ClassVar[str] = "cogo_error"
-    hint: ClassVar[str] = "Run `cogo doctor`, then look at the log line with this code."
-    fate: ClassVar[Fate] = "retry"
-    status: ClassVar[int] = 500
-    exit_code: ClassVar[int] = 1
-    level: ClassVar[int] = logging.ERROR
-
-    def __init__(self, detail: str | None = None, *, hint: str | None = None, **extra: Any) -> None:
-        self.detail = detail or self.summary()
-        self.next_step = hint or self.hint
-        self.extra = extra
-        super().__init__(self.detail)
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        known = CODES.setdefault(cls.code, cls)
-        if known is not cls and "code" in cls.__dict__:
-            raise TypeError(f"{cls.__name__} takes the code {cls.code!r} of {known.__name__}")
-
-    @classmethod
-    def summary(cls) -> str:
-        """The first paragraph of the docstring: the default message."""
-        return inspect.cleandoc(cls.__doc__ or "").split("\n\n")[0].replace("\n", " ")
-
-    def __str__(self) -> str:
-        return self.detail
-
-    def line(self) -> str:
-        """`code: detail`, as it is written to `agent_messages.error` and to the log."""
-        return f"{self.code}: {self.detail}"
-
-
-CODES[CogoError.code] = CogoError
+from .error_base import CODES as CODES
+from .error_base import CogoError as CogoError
+from .error_base import Fate as Fate
 
 
 class _Refused(CogoError):
@@ -253,6 +212,33 @@ class ModelUnavailable(CogoError):
 
     code = "model_unavailable"
     hint = "`cogo models install` puts minilm into the data home; a server's model: [plugins.rag-embed]."
+    status = 503
+    level = logging.WARNING
+
+
+class TargetBusy(_Refused):
+    """As much work of this lane is under way as the executor allows, and the time to live ran out while it waited."""
+
+    code = "target_busy"
+    hint = "Add processes for the lane and raise [plugins.executor] max_in_flight, or give a longer ttl_ms."
+    status = 503
+    level = logging.WARNING
+
+
+class TargetUnavailable(_Refused):
+    """The work of this lane failed again and again, and it won't be tried again within the time to live."""
+
+    code = "target_unavailable"
+    hint = "`cogo dead` shows why its messages failed; the executor tries the lane again by itself."
+    status = 503
+    level = logging.WARNING
+
+
+class RetryBudgetSpent(_Refused):
+    """The attempt failed, and too much of this lane's work is being tried again already."""
+
+    code = "retry_budget_spent"
+    hint = "The text after the code is the attempt's own error; mend that, then redrive by this code."
     status = 503
     level = logging.WARNING
 
