@@ -26,6 +26,7 @@ BEGIN
                      THEN 'failed' ELSE u.kind END ORDER BY u.n) INTO p_kinds
     FROM unnest(p_ids, p_kinds) WITH ORDINALITY AS u(id, kind, n)
     LEFT JOIN public.agent_messages m ON m.id = ANY (ARRAY[u.id]);
+    SELECT l.kinds, l.errors INTO p_kinds, p_errors FROM cogo.limit_retries(p_ids, p_fences, p_kinds, p_errors) l;
   END IF;
   WITH u AS (
     SELECT u.id, u.fence, coalesce(u.kind, 'done') AS kind, u.snippet, u.url, u.error, u.retry_ms, u.trace

@@ -10,6 +10,7 @@ BEGIN
   IF NEW.status NOT IN ('done', 'failed', 'cancelled') OR OLD.status IN ('done', 'failed', 'cancelled') THEN
     RETURN NULL;
   END IF;
+  PERFORM cogo.dispatched(NEW.reply_to, NEW.reply_fence, NEW.status, NEW.error);
   -- Recorded within the statement: the triggers of its rows fire after it, so the audit of a chain
   -- reads from the child up.
   WITH settled AS (

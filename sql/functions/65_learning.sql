@@ -41,7 +41,7 @@ LANGUAGE sql IMMUTABLE SECURITY INVOKER SET search_path = '' AS $$
       'forbidden', 'not_found', 'intent_unknown', 'model_denied', 'rejected') THEN 'caller'
     WHEN split_part(p_error, ':', 1) IN ('budget_exceeded', 'budget_refused') THEN 'budget'
     WHEN split_part(p_error, ':', 1) IN ('claim_lost', 'bus_unavailable', 'no_feasible_arm') THEN 'infra'
-    WHEN split_part(p_error, ':', 1) IN ('handler_timeout', 'ttl_expired') THEN 'timeout'
+    WHEN split_part(p_error, ':', 1) IN ('handler_timeout', 'ttl_expired', 'target_busy') THEN 'timeout'
     ELSE 'callee' END
 $$;
 

@@ -43,6 +43,11 @@ BEGIN
     ('cogo.bus_waiters', $q$t.until < cogo.now() - interval '1 minute'$q$),
     ('cogo.budget_holds', $q$t.created_at < $1 AND NOT EXISTS (SELECT 1 FROM public.agent_messages m
        WHERE m.id = t.root_id AND m.status NOT IN ('done', 'failed', 'cancelled'))$q$),
+    -- One without a message that lives was left by somebody's DELETE; it would take up a place for ever.
+    ('cogo.dispatches', $q$t.ended_at < cogo.now() - interval '1 day' OR (t.ended_at IS NULL AND NOT EXISTS (
+       SELECT 1 FROM public.agent_messages m WHERE m.reply_to = t.message_id AND m.reply_fence = t.fence
+       AND m.status NOT IN ('done', 'failed', 'cancelled')))$q$),
+    ('cogo.dispatch_retries', $q$t.at < cogo.now() - interval '1 hour'$q$),
     ('cogo.bus_idle', $q$NOT EXISTS (SELECT 1 FROM cogo.bus_holders h
        WHERE h.epoch = t.epoch AND h.lease_until > cogo.now())$q$),
     ('cogo.bus_holders', $q$t.lease_until < cogo.now() - interval '1 day' AND NOT EXISTS (
