@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from pathlib import Path
@@ -97,6 +98,27 @@ def test_three_processes_share_the_work_and_survive_their_owner(binary: Binary, 
     binary.serve("--roles", "orchestrator,ingress", holder="four")
     after = eventually(lambda: asked(binary, "when is the ledger copied to a second disk?"), 20)
     assert "README.md" in after
+
+
+@pytest.mark.timeout(60)
+def test_an_executor_is_a_process_of_its_own(binary: Binary):
+    """Work waits while there is none; one with nothing but `--roles executor` hands it out, beside the rest."""
+    binary.serve("--roles", "orchestrator,gateway,reclaimer", holder="rest")
+    task = json.dumps({"intent": "chat", "payload": {"question": "where is the boat?"}})
+    id = binary.json("send", "orchestrator/decide@acme", task)["id"]
+    with psycopg.connect(binary.dsn(), autocommit=True) as conn:
+        query = "SELECT id FROM public.agent_messages WHERE role = 'execute' AND status = 'queued'"
+        assert eventually(lambda: conn.execute(query).fetchone())
+    binary.serve("--roles", "executor", holder="dispatcher")
+    status = eventually(
+        lambda: (s := binary.json("status", str(id)))["message"]["status"] == "done" and s, 20
+    )
+    held = [(row["lane"], row["claimed_by"]) for row in status["family"]]
+    assert held == [
+        ("orchestrator/decide/0", "rest"),
+        ("orchestrator/execute/0", "dispatcher"),
+        ("gateway/chat/0", "rest"),
+    ]
 
 
 def asked(binary: Binary, question: str) -> str:
