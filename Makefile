@@ -6,7 +6,7 @@ BIN := .venv/bin
 SYNCED := .venv/.synced
 ARGS ?=
 
-.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus bench-kg bench-retrieval bench-routing bench-offpolicy chaos clean
+.PHONY: help setup demo test test-llm system-postgres lint format types contracts docs check bench bench-bus bench-kg bench-retrieval bench-routing bench-routing-all bench-offpolicy chaos clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,8 +75,11 @@ bench-bus: $(SYNCED) ## Every gate of the bus beside its peers, which it install
 bench-kg: $(SYNCED) ## The graph beside grimp and madge, which it fetches (5 minutes)
 	@$(BIN)/python benchmarks/kg/run.py $(ARGS)
 
-bench-routing: $(SYNCED) ## The orchestrator's choices in ten worlds, through its HTTP API (20 minutes)
-	@$(BIN)/python benchmarks/routing/run.py $(ARGS)
+bench-routing: $(SYNCED) ## The orchestrator's choices and promises through its HTTP API, beside peers: a slice (10 minutes)
+	@$(BIN)/python benchmarks/routing/run.py --short $(ARGS)
+
+bench-routing-all: $(SYNCED) ## All ten worlds, every promise; writes docs/benchmarks-routing.md (an hour)
+	@$(BIN)/python benchmarks/routing/run.py --write $(ARGS)
 
 bench-offpolicy: $(SYNCED) ## How far estimates of other policies are from the truth, through the HTTP API (10 minutes)
 	@$(BIN)/python benchmarks/routing/offpolicy.py $(ARGS)

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import worlds
-from run import drive
-from server import served
+from serving import drive, served
 
 if TYPE_CHECKING:
     import httpx

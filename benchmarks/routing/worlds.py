@@ -161,8 +161,13 @@ class World:
         ok = bool(self.u_ok[n, a] >= self.fail(n)[a])
         cost = float(self.mean_cost(n)[a] * math.exp(self.z_cost[n, a]))
         latency = float(self.mean_latency(n)[a] * math.exp(self.z_latency[n, a]))
-        reward = float(np.clip(self.quality(n)[a] + 0.15 * self.z_reward[n, a], 0, 1)) if ok else 0.0
+        reward = self.verdict(n, choice) if ok else 0.0
         return Outcome(ok, reward, cost, min(latency, TIMEOUT_MS))
+
+    def verdict(self, n: int, choice: int) -> float:
+        """The reward of it if it succeeds, whether or not the router is told."""
+        a = self.present(n)[choice]
+        return float(np.clip(self.quality(n)[a] + 0.15 * self.z_reward[n, a], 0, 1))
 
     def chosen(self, n: int, choice: int | None) -> None:
         """The task went there: worlds with queues take note."""
@@ -331,6 +336,9 @@ class Replay(World):
         arms = [Arm(name, float(price)) for name, price in zip(self.names, self.price, strict=True)]
         return Task(n, 1_000_000 + n * 2_000, row["source"].partition("/")[0], crude(row["prompt"]), arms)
 
+    def verdict(self, n: int, choice: int) -> float:
+        return float(self.graded[n]["arms"][self.names[choice]]["reward"])
+
     def outcome(self, n: int, choice: int) -> Outcome:
         arm = self.graded[n]["arms"][self.names[choice]]
         return Outcome(True, float(arm["reward"]), float(arm["cost"]), 1_000.0)
@@ -356,3 +364,12 @@ WORLDS: dict[str, Callable[..., World]] = {
     "stationary": World, "drift": Drift, "outage": Outage, "cost shock": CostShock, "delayed": Delayed, "load": Load,
     "new version": NewArm, "bad new version": BadNewArm, "budget": Budget,
 }  # fmt: skip
+
+
+def made(name: str, seed: int, tasks: int, wheel: str | Path | None = None) -> World:
+    """The world of this name; the replay needs the wheel with the graded prompts, and has as many tasks as those."""
+    if name == "replay":
+        if not hasattr(Replay, "graded"):
+            Replay.graded = graded(Path(wheel or ""))
+        return Replay(seed)
+    return WORLDS[name](seed, tasks=tasks)
