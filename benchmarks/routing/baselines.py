@@ -98,6 +98,17 @@ class Fixed(Baseline):
         return self.index if self.index < len(task.arms) else 0
 
 
+class Knowing(Baseline):
+    """The arm with the highest expected utility, which nobody is told: a limit. It knows nothing of budgets."""
+
+    def __init__(self, world: worlds.World) -> None:
+        super().__init__(world)
+        self.world = world
+
+    def choose(self, task: worlds.Task) -> int:
+        return int(np.argmax(self.world.expected(task.n)))
+
+
 class MabWiser(Baseline):
     """MABWiser with one of its policies; it has to be fitted before it can predict, so the first task is random."""
 
@@ -213,8 +224,9 @@ class ParetoBandit(Baseline):
 
 SIMPLE: dict[str, Callable[[worlds.World], driving.Router]] = {
     "random": Random, "round robin": RoundRobin, "least loaded": LeastLoaded, "cheapest": Cheapest,
+    "the best arm of each task": Knowing,
 }  # fmt: skip
-HINDSIGHT = "best single arm"
+HINDSIGHT, KNOWING = "best single arm", "the best arm of each task"
 PEERS: dict[str, Callable[[worlds.World], driving.Router]] = {
     "MABWiser LinUCB": lambda world: MabWiser(world, "LinUCB"),
     "MABWiser LinUCB 0.3": lambda world: MabWiser(world, "LinUCB", alpha=0.3),

@@ -53,7 +53,8 @@ a quarter for a task that failed or took over 4 s. Worlds and COGO are of the sa
 not: its 1,824 prompts were graded by others. Regret is the expected utility of the best arm less that of the chosen one,
 divided by what random choice loses; under a budget it is measured against what could be had within it by who knows
 everything. COGO is asked over HTTP. The others are called in their own process with the same tasks and the same random
-numbers, in their first settings, and learn from the utility that came of a task. Differences below 0.02 are noise.
+numbers, in their first settings, and learn from the utility that came of a task. Differences below 0.02 are noise. Two
+are limits that nobody can know beforehand: the best single arm, and the best arm of each task.
 """
 
 

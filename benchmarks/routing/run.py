@@ -1,6 +1,6 @@
 """How well COGO routes, beside others in the same worlds, and whether it keeps its promises.
 
-    python benchmarks/routing/run.py [--short] [--worlds NAMES] [--seeds N,N] [--tasks N] [--routers cogo,simple,peers]
+    python benchmarks/routing/run.py [--short] [--worlds NAMES] [--seeds N,N] [--tasks N] [--routers cogo,simple,limits,peers]
         [--guarantees NAMES] [--graded WHEEL] [--json] [--write] [--from FILE]
 
 COGO is asked over HTTP: each world and seed is a tenant of its own on one fresh `cogo serve --roles orchestrator
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -37,7 +38,12 @@ import serving
 import worlds
 
 COGO = "COGO"
-KINDS = {"cogo": [COGO], "simple": [*baselines.SIMPLE, baselines.HINDSIGHT], "peers": list(baselines.PEERS)}
+KINDS = {
+    "cogo": [COGO],
+    "simple": [name for name in baselines.SIMPLE if name != baselines.KNOWING],
+    "limits": [baselines.HINDSIGHT, baselines.KNOWING],
+    "peers": list(baselines.PEERS),
+}
 SHORT = {"worlds": "stationary,outage,new version", "seeds": "101,102", "tasks": 1_000}
 FULL = {"worlds": ",".join(report.BARS), "seeds": "101,102,103,104", "tasks": 2_000}
 
@@ -78,8 +84,9 @@ def readings(args: argparse.Namespace, scratch: Path, kinds: list[str]) -> Itera
     wheel = args.graded.resolve() if args.graded else None
     if "replay" in names and wheel is None:
         wheel = peers.wheel(scratch)
-    if "simple" in kinds:
-        for name, seed, router in ((n, s, r) for n in names for s in seeds for r in KINDS["simple"]):
+    ours = [router for kind in ("simple", "limits") if kind in kinds for router in KINDS[kind]]
+    if ours:
+        for name, seed, router in itertools.product(names, seeds, ours):
             found = baselines.read(
                 router, lambda name=name, seed=seed: worlds.made(name, seed, args.tasks, wheel)
             )
@@ -88,7 +95,7 @@ def readings(args: argparse.Namespace, scratch: Path, kinds: list[str]) -> Itera
         yield from peers.readings(KINDS["peers"], names, seeds, args.tasks, wheel)
     if "cogo" in kinds and names:
         with serving.site(scratch / "worlds") as site, site.client(site.serve()[1]) as client:
-            for name, seed in ((n, s) for n in names for s in seeds):
+            for name, seed in itertools.product(names, seeds):
                 world = worlds.made(name, seed, args.tasks, wheel)
                 router = serving.Cogo(client, f"{name.replace(' ', '-')}-{seed}", world)
                 yield row(COGO, name, seed, driving.drive(world, router))
@@ -137,13 +144,15 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def merged(files: list[Path]) -> dict[str, Any]:
-    """What several runs read, each of a part; the later ones were to measure what the first one left out."""
+    """What several runs of parts read. Of what was read twice the later reading counts."""
     first, *others = (json.loads(file.read_text()) for file in files)
     for other in others:
-        for part in ("readings", "guarantees"):
-            first[part] += other[part]
+        first["readings"] += other["readings"]
+        first["guarantees"] += other["guarantees"]
         first["about"]["command"] += f"; {other['about']['command']}"
         first["about"]["load_after"] = other["about"]["load_after"]
+    for part, names in (("readings", ("router", "world", "seed")), ("guarantees", ("name", "what"))):
+        first[part] = list({tuple(row[name] for name in names): row for row in first[part]}.values())
     return first
 
 

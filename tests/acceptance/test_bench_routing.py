@@ -11,7 +11,15 @@ import msgspec
 import pytest
 
 HERE = Path(__file__).parents[2] / "benchmarks" / "routing"
-ROUTERS = {"COGO", "random", "round robin", "least loaded", "cheapest", "best single arm"}
+ROUTERS = {
+    "COGO",
+    "random",
+    "round robin",
+    "least loaded",
+    "cheapest",
+    "best single arm",
+    "the best arm of each task",
+}
 SMALL = """
 import sys, json, dataclasses, tempfile
 from pathlib import Path
@@ -33,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_two_worlds_through_http() -> None:
     """Every router has a reading of each, and money is never overspent. So few tasks say nothing of regret."""
     ran = run(
-        "run.py", "--worlds", "stationary,budget", "--seeds", "1", "--tasks", "40", "--routers", "cogo,simple",
+        "run.py", "--worlds", "stationary,budget", "--seeds", "1", "--tasks", "40", "--routers", "cogo,simple,limits",
         "--guarantees", "none", "--json",
     )  # fmt: skip
     assert ran.returncode in (0, 1), ran.stderr

@@ -84,6 +84,8 @@ def test_simple_baselines_in_two_worlds(bench: dict[str, Any]) -> None:
         }
         assert found["random"].regret == pytest.approx(1, abs=0.25)
         assert found[baselines.HINDSIGHT].regret < found["random"].regret
+        if name == "stationary":
+            assert found["the best arm of each task"].regret == 0
         if name == "budget":
             assert all(reading.notes["spent"] <= 1 for reading in found.values())
             assert found["random"].notes["refused"] > 0
