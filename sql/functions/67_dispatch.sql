@@ -121,13 +121,14 @@ END $$;
 -- The target's message has ended (cogo.on_settle). A failure counts when it is the target's own: a time to live may
 -- have been too short, or run out in the queue.
 CREATE OR REPLACE FUNCTION cogo.dispatched(p_message bigint, p_fence bigint, p_status text, p_error text) RETURNS void
-LANGUAGE sql VOLATILE SECURITY INVOKER SET search_path = '' AS $$
+LANGUAGE plpgsql SECURITY INVOKER SET search_path = '' SET enable_seqscan = off SET jit = off AS $$
+BEGIN  -- (In plpgsql, since that keeps its plans.)
   UPDATE cogo.dispatches d SET ended_at = cogo.now(), ok = CASE
       WHEN p_status = 'done' THEN true
       WHEN p_status = 'failed' AND (cogo.error_class(p_error) = 'callee'
         OR cogo.error_code(p_error) = 'handler_timeout') THEN false END
-  WHERE d.message_id = p_message AND d.fence = p_fence AND d.ended_at IS NULL
-$$;
+  WHERE d.message_id = p_message AND d.fence = p_fence AND d.ended_at IS NULL;
+END $$;
 
 -- Attempts of targets' messages that failed and would be tried again: as many as their budget allows, the others end
 -- here. Within a minute a target has retry_floor retries, and retry_ratio more for each success.
