@@ -93,7 +93,7 @@ def test_simple_baselines_in_two_worlds(bench: dict[str, Any]) -> None:
 
 def test_what_the_peers_run_needs_numpy_alone() -> None:
     code = (
-        "import sys; sys.modules.update(dict.fromkeys(('httpx', 'cogo', 'msgspec', 'psycopg')));"
+        f"import sys; sys.path.insert(0, {str(HERE)!r}); sys.modules.update(dict.fromkeys(('httpx', 'cogo', 'msgspec', 'psycopg')));"
         "import baselines; print(len(baselines.PEERS))"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=HERE, capture_output=True, text=True, check=False)
