@@ -170,4 +170,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    serving.ends_in_order()
     sys.exit(main())

@@ -96,6 +96,11 @@ def site(folder: Path) -> Iterator[Site]:
         found.close()
 
 
+def ends_in_order() -> None:
+    """SIGTERM ends this program as Ctrl-C does, so that it ends what it started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @contextmanager
 def served(folder: Path) -> Iterator[httpx.Client]:
     """A client of one process on a fresh database."""
