@@ -10,7 +10,7 @@ of their own, which is made the first time. Regret is divided by that of random 
 
 `--short` takes ten minutes: three worlds, two seeds, 1,000 tasks, all guarantees with few repetitions. `--write` makes
 docs/benchmarks-routing.md; `--from` takes what earlier runs of parts printed with `--json` in the place of a run. Exit code 1 when a
-must isn't met.
+must isn't met. Whoever interrupts it gets the tables of what was read until then.
 """
 
 from __future__ import annotations
@@ -127,20 +127,27 @@ def commanded(given: list[str]) -> list[str]:
 
 
 def measured(args: argparse.Namespace) -> dict[str, Any]:
-    """Run everything that was asked for; a line on stderr for each part, since it takes long."""
+    """Run everything that was asked for; who interrupts it gets what was read until then."""
     document: dict[str, Any] = {"about": about(args), "readings": [], "guarantees": []}
     with tempfile.TemporaryDirectory() as folder:
-        scratch = Path(folder)
-        for found in readings(args, scratch, args.routers.split(",")):
-            document["readings"].append(found)
-            said = f"{found['world']}, seed {found['seed']}, {found['router']}: {found['regret']:.3f}"
-            print(said, file=sys.stderr, flush=True)
-        sizes = guarantees.SHORT if args.short else guarantees.Sizes()
-        for promise in guarantees.rows(listed(args.guarantees), sizes, scratch):
-            document["guarantees"].append(dataclasses.asdict(promise))
-            print(guarantees.line(promise), file=sys.stderr, flush=True)
+        try:
+            fill(document, args, Path(folder))
+        except (KeyboardInterrupt, SystemExit):
+            document["about"]["command"] += " (interrupted)"
     document["about"]["load_after"] = round(os.getloadavg()[0], 2)
     return document
+
+
+def fill(document: dict[str, Any], args: argparse.Namespace, scratch: Path) -> None:
+    """With a line on stderr for each part, since it takes long."""
+    for found in readings(args, scratch, args.routers.split(",")):
+        document["readings"].append(found)
+        said = f"{found['world']}, seed {found['seed']}, {found['router']}: {found['regret']:.3f}"
+        print(said, file=sys.stderr, flush=True)
+    sizes = guarantees.SHORT if args.short else guarantees.Sizes()
+    for promise in guarantees.rows(listed(args.guarantees), sizes, scratch):
+        document["guarantees"].append(dataclasses.asdict(promise))
+        print(guarantees.line(promise), file=sys.stderr, flush=True)
 
 
 def merged(files: list[Path]) -> dict[str, Any]:
