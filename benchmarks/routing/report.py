@@ -45,7 +45,7 @@ BARS: dict[str, tuple[float, float, tuple[Bar, ...]]] = {
 
 HEAD = """# Benchmarks of routing
 
-This page is written by `python benchmarks/routing/run.py --write`; do not edit it. It shows one run on one machine: regret
+This page is written by `python benchmarks/routing/run.py --write`; do not edit it. It shows runs on one machine: regret
 and shares depend on the seeds alone, times on the machine.
 
 The worlds are of `benchmarks/routing/worlds.py`, and so is the objective: quality, less a quarter of the cost in cents, less
