@@ -36,7 +36,7 @@ BEGIN
     ('cogo.bus_stats_minutes', 't.minute < $1'),
     ('cogo.decisions', 't.created_at < $1'),
     -- What was learnt stays longer than what it was learnt from.
-    ('cogo.outcomes', $q$t.at < least($1, cogo.now() - interval '90 days')$q$),
+    ('cogo.outcomes', $q$t.noted_at < least($1, cogo.now() - interval '90 days')$q$),
     ('cogo.chat_turns', 't.created_at < $1'),
     ('cogo.artifacts', $q$t.created_at < $1 - interval '1 day'$q$),
     ('cogo.message_chunks', $q$t.created_at < cogo.now() - interval '1 day'$q$),

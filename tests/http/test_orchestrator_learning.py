@@ -287,3 +287,14 @@ async def test_no_number_breaks_what_is_learnt(brained: Served, extreme: dict[st
                 assert (await client.get(explained)).status_code == 200
         await decided(client)
         assert (await client.get("/api/orchestrator/state")).status_code == 200
+
+
+async def test_a_clock_that_begins_at_zero_loses_nothing(serve: Any) -> None:
+    """Retention goes by when outcomes were written down, not by the caller's clock."""
+    served = await serve(["orchestrator"], plugins={"orchestrator": {"simulation": True}})
+    async with served.as_("operator", "acme") as client:
+        found = await decided(client, now_ms=1_000)
+        await told(client, found, ok=True, now_ms=2_000)
+    db = served.runtime.db
+    await db.fetch("SELECT cogo.retain_rest(14, 1000)")
+    assert await db.fetch_value("SELECT count(*) FROM cogo.outcomes") == 1

@@ -74,6 +74,17 @@ def test_a_verdict_that_comes_late_turns_a_pass_into_a_failure_once() -> None:
     assert counts.base == Side(1, 1)
 
 
+def test_one_that_was_good_and_then_breaks_is_stopped_all_the_same() -> None:
+    counts = Counts(0)
+    for decision in range(400):
+        note(counts, decision, ours=decision % 4 == 0, ok=True)
+    assert counts.finding is not None
+    assert counts.finding[0] == "good"
+    for decision in range(400, 800):
+        note(counts, decision, ours=decision % 4 == 0, ok=decision % 4 != 0)
+    assert counts.finding[0] == "worse"
+
+
 def test_it_resumes_after_longer_and_longer_pauses_and_then_is_rolled_back() -> None:
     one, now, waits = ROW, 0, []
     while True:

@@ -102,7 +102,7 @@ class Counts:
         self.run = run
         self.base, self.canary = Side(), Side()
         self.finding: tuple[str, dict[str, Any]] | None = None
-        """`worse`, `dearer` or `good`, and why: the first one since the last move."""
+        """`worse`, `dearer` or `good`, and why, since the last move; a bad one stays."""
         self._passed: dict[int, bool] = {}
 
     def note(self, decision: int, past: Past, tried: Tried) -> None:
@@ -126,8 +126,11 @@ class Counts:
 
     def _look(self) -> None:
         found = self.analysis()
-        if self.finding is None and found["verdict"] != "inconclusive":
-            self.finding = found["verdict"], found
+        if found["verdict"] != "inconclusive" and (self.finding is None or self.finding[0] == "good"):
+            self.finding = (
+                found["verdict"],
+                found,
+            )  # what was good may turn out worse, where no step is left to take
 
     def analysis(self) -> dict[str, Any]:
         """The comparison as it stands."""
