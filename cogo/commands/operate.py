@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cogo.commands.base import command, emit, say, table
+from cogo.commands.base import command, emit, run_async, say, table
 
 if TYPE_CHECKING:
     from cogo.core.settings import Loaded, Settings
@@ -19,7 +19,7 @@ ROLES = ("viewer", "operator", "admin")
 
 @command(example="cogo explain budget_exceeded\ncogo explain 12")
 @click.argument("code", required=False)
-async def explain(code: str | None, *, as_json: bool) -> None:
+def explain(code: str | None, *, as_json: bool) -> None:
     """Explain an error code, or a decision by its number.
 
     Without CODE it lists all codes.
@@ -29,7 +29,7 @@ async def explain(code: str | None, *, as_json: bool) -> None:
     if code is not None and code.isascii() and code.isdigit() and len(code) < 16:
         from cogo.commands import decisions
 
-        found = await decisions.explanation(int(code))
+        found = run_async(lambda: decisions.explanation(int(code)))
         emit(found) if as_json else decisions.show(found)
         return
     if code is None:
