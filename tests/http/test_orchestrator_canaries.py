@@ -6,9 +6,13 @@ import random
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from hands import Hand
 from http_hands import Served
+
+from cogo.plugins.orchestrator import queries
+from cogo.plugins.orchestrator.canary import Canary, Move, make
 
 CANARIES, DECIDE, FEEDBACK = (f"/api/orchestrator/{name}" for name in ("canaries", "decide", "feedback"))
 BOTH = [{"agent_id": "writer", "version": version} for version in ("1", "2")]
@@ -111,14 +115,19 @@ async def test_a_bad_one_is_paused_tried_again_and_rolled_back(brained: Served) 
         assert version_p(await decided(client, now_ms=now * 2))["2"] == 0, "rolled back is for good"
 
 
+async def told_of_each(client: httpx.AsyncClient, n: int, about: dict[str, dict[str, Any]]) -> None:
+    """So many tasks that succeed; of each version it is said what `about` has."""
+    for _ in range(n):
+        found = await decided(client)
+        told = {"decision_id": found["decision_id"], "ok": True} | about[found["arm"]["version"]]
+        (await client.post(FEEDBACK, json=told)).raise_for_status()
+
+
 async def test_bad_verdicts_count_as_well(brained: Served) -> None:
     async with brained.as_("operator", "acme") as client:
         id = await started(client)
-        for _ in range(80):
-            found = await decided(client)
-            reward = 0.9 if found["arm"]["version"] == "1" else 0.1
-            told = {"decision_id": found["decision_id"], "ok": True, "reward": reward}
-            (await client.post(FEEDBACK, json=told)).raise_for_status()
+        await told_of_each(client, 80, {"1": {"reward": 0.9}, "2": {"reward": 0.1}})
+        await decided(client)
         found = await shown(client, id)
         assert found["state"] == "paused"
         assert found["analysis"]["verdict"] == "worse"
@@ -135,14 +144,24 @@ async def test_too_little_data_is_no_verdict(brained: Served) -> None:
 async def test_a_dear_one_is_paused(brained: Served) -> None:
     async with brained.as_("operator", "acme") as client:
         id = await started(client)
-        for _ in range(80):
-            found = await decided(client)
-            cost = 0.001 if found["arm"]["version"] == "1" else 0.003
-            told = {"decision_id": found["decision_id"], "ok": True, "cost_usd": cost}
-            (await client.post(FEEDBACK, json=told)).raise_for_status()
+        await told_of_each(client, 80, {"1": {"cost_usd": 0.001}, "2": {"cost_usd": 0.003}})
+        await decided(client)
         found = await shown(client, id)
         assert found["state"] == "paused"
         assert "3.0 times" in found["cause"]
+
+
+async def test_a_move_that_comes_too_late_is_told_so(brained: Served) -> None:
+    """Two who read the same canary: the second one's move isn't made, and isn't lost silently."""
+    async with brained.as_("operator", "acme") as client:
+        id = await started(client)
+        db = brained.runtime.db
+        (row,) = await db.fetch(queries.CANARIES, {"tenants": None, "id": id})
+        read = msgspec.convert({name: row[name] for name in Canary.__struct_fields__}, Canary)
+        move = Move(state="paused", step=0, resumes=0, cause="x")
+        assert await make(db, read, move, "one")
+        assert not await make(db, read, move, "another")
+        assert (await shown(client, id))["changed_by"] == "one"
 
 
 async def test_what_a_person_paused_only_a_person_resumes(brained: Served) -> None:

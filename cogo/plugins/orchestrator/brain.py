@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -29,7 +30,7 @@ class OrchestratorSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     explore: Explore = "thompson"
     """How the best guess is weighed against what isn't known yet."""
     exploration: Share = EXPLORATION
-    """Share of tasks that is spread evenly over all that can take them."""
+    """Share of tasks that is spread over all that can take them: evenly, but under a budget as far as each can be afforded."""
     slo_target: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     """Share of runs that succeed in their objective's time. While its error budget burns at the rate of a page, a quarter is
     explored and canaries are paused; None: it is only shown."""
@@ -145,19 +146,18 @@ async def _moved(
     reader: Reader, mind: Mind, sensed: Sensed, arms: list[Arm], page: str | None
 ) -> list[Canary]:
     """The canaries after what their outcomes, breakers and the time ask for."""
-    found = []
+    found, now = [], sensed.now_ms
+
+    def broken(matches: Callable[[Arm], bool]) -> str | None:
+        return next((why for arm in arms if matches(arm) and (why := mind.broken(arm, now))), None)
+
     for one in sensed.canaries:
-        now = sensed.now_ms
-        broken = {
-            side: next(
-                (mind.broken(arm, now) for arm in arms if matches(arm) and mind.broken(arm, now)), None
-            )
-            for side, matches in (("base", one.is_base), ("canary", one.is_canary))
-        }
-        move = canary.due(
-            one, mind.counts.get(one.id), broken["canary"], now, broken["base"] is not None, page
-        )
-        found.append(one if move is None else await canary.make(reader, one, move, "orchestrator"))
+        base_broken = broken(one.is_base) is not None
+        move = canary.due(one, mind.counts.get(one.id), broken(one.is_canary), now, base_broken, page)
+        if move is not None:
+            # Who was faster, if somebody was, read the same outcomes and found the same.
+            await canary.make(reader, one, move, "orchestrator")
+        found.append(one if move is None else canary.after(one, move))
     return found
 
 

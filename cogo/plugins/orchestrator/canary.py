@@ -245,15 +245,20 @@ def _said(verdict: str, analysis: dict[str, Any]) -> str:
     )
 
 
-async def make(reader: Reader, canary: Canary, move: Move, by: str) -> Canary:
-    """The canary after its move. If another process moved it first, it found the same."""
-    await reader.fetch(
+async def make(reader: Reader, canary: Canary, move: Move, by: str) -> bool:
+    """Move it, unless somebody else has moved it since it was read: then false."""
+    rows = await reader.fetch(
         queries.MOVE_CANARY,
         msgspec.to_builtins(move) | {
             "id": canary.id, "run": canary.run, "by": by,
             "analysis": None if move.analysis is None else msgspec.json.encode(move.analysis).decode(),
         },
     )  # fmt: skip
+    return bool(rows[0]["moved"])
+
+
+def after(canary: Canary, move: Move) -> Canary:
+    """As the move leaves it."""
     return msgspec.structs.replace(
         canary, state=move.state, step=move.step, resumes=move.resumes, resume_ms=move.resume_ms, cause=move.cause,
         run=canary.run + 1,

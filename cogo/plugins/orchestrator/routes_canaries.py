@@ -110,7 +110,10 @@ async def move_canary(
         one = _canary(row)
         state, step = _after(action, one)
         move = Move(state=state, step=step, resumes=0, cause=f"{by}: {data.reason or action}")
-        await canary.make(db_of(request), one, move, by)
+        if not await canary.make(db_of(request), one, move, by):
+            raise errors.Invalid(
+                f"canary {canary_id} was moved just now by somebody else: look at it, then ask again"
+            )
         return await _shown(request, one.id)
 
 
