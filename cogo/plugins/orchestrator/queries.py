@@ -25,7 +25,7 @@ INTENTS = "SELECT DISTINCT unnest(intents) AS intent FROM cogo.bus_lanes ORDER B
 
 # In one snapshot: which outcomes are new to who read in the snapshot `seen`, the tenant's budget, the time, an id.
 # `xact` bounds what the index is asked for; `after` keeps rows that a dump brought from another cluster, whose
-# transaction numbers mean nothing here, from being taken for new ones.
+# transaction numbers mean nothing here, from being taken for new ones. Of a tenant's canaries the last hundred count.
 _SENSE = """
 WITH this AS MATERIALIZED (
   SELECT pg_current_snapshot() AS seen, coalesce(to_timestamp(%(now_ms)s::float8 / 1000), cogo.now()) AS now,
@@ -38,7 +38,7 @@ SELECT this.seen::text, (extract(epoch FROM this.now) * 1000)::bigint AS now_ms,
     'base_model', c.base_model, 'canary_version', c.canary_version, 'canary_model', c.canary_model, 'steps', c.steps,
     'step', c.step, 'state', c.state, 'run', c.run, 'cause', c.cause, 'resumes', c.resumes,
     'resume_ms', (extract(epoch FROM c.resume_at) * 1000)::bigint) ORDER BY c.id)
-   FROM cogo.canaries c WHERE c.tenant = %(tenant)s)::text AS canaries,
+   FROM (SELECT * FROM cogo.canaries c WHERE c.tenant = %(tenant)s ORDER BY c.id DESC LIMIT 100) c)::text AS canaries,
   ({in_force})::text AS policies, o.*
 FROM this LEFT JOIN cogo.budgets b ON b.tenant = %(tenant)s
 LEFT JOIN LATERAL ({new}) o ON true
